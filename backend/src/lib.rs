@@ -1,0 +1,1 @@
+//! The device side of the bus: discovers guests in XenStore and serves virtio devices to them.

@@ -1,0 +1,1 @@
+//! The hosted platform: a broker that plays hypervisor and XenStore on machines without Xen.

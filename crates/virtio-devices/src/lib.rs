@@ -1,0 +1,1 @@
+//! Virtio device models that know neither Xen nor messages.

@@ -1,0 +1,1 @@
+//! The virtio-msg transport: wire formats and both protocol state machines, without I/O.

@@ -1,0 +1,1 @@
+//! The split virtqueue, device side and driver side, over guest memory.

@@ -1,0 +1,3 @@
+//! The one executable of the project.
+
+fn main() {}
