@@ -1,0 +1,158 @@
+//! One request as a device sees it: a stream of bytes to read, then a stream of bytes to write
+//! (VIRTIO 1.4, 2.7.4).
+//!
+//! Framing carries no meaning: where one segment ends and the next begins says nothing about the
+//! fields inside. Addresses are bus addresses, not yet looked up.
+
+use crate::MAX_INDIRECT_ENTRIES;
+use crate::descriptor::Descriptor;
+
+/// Most bytes of a chain (VIRTIO 1.4, 2.7.5: a driver must not add longer ones).
+pub const MAX_CHAIN_BYTES: u64 = 1 << 32;
+
+/// Bytes that are contiguous on the bus. Never empty in a [`Chain`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Bus address.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// A chain taken from a queue. A buffer to be used again: [`crate::DeviceQueue::pop`] overwrites it.
+#[derive(Debug, Default)]
+pub struct Chain {
+    head: u16,
+    segments: Vec<Segment>,
+    readable: usize,
+    writing: bool,
+    readable_len: u64,
+    writable_len: u64,
+    /// Descriptors of an indirect table that was too long to be read; else 0.
+    oversize: u32,
+}
+
+/// Why a well-formed chain must not be executed. Its head goes back; the ring goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainRefusal {
+    /// The segments are complete, so that a device can still write a status.
+    #[error("a chain of {bytes} bytes is longer than {MAX_CHAIN_BYTES}")]
+    TooManyBytes {
+        /// Sum of all lengths.
+        bytes: u64,
+    },
+    /// The table was not read, so segments are missing.
+    #[error("an indirect table of {entries} descriptors is longer than {limit}")]
+    TooManyEntries {
+        /// Descriptors of the table.
+        entries: u32,
+        /// Most that a device reads.
+        limit: u16,
+    },
+}
+
+impl Chain {
+    /// An empty buffer.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The head: what goes back to the driver when the request is done.
+    #[inline]
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// What the driver wrote for the device.
+    #[inline]
+    #[must_use]
+    pub fn readable(&self) -> &[Segment] {
+        self.segments.get(..self.readable).unwrap_or_default()
+    }
+
+    /// What the device is to write.
+    #[inline]
+    #[must_use]
+    pub fn writable(&self) -> &[Segment] {
+        self.segments.get(self.readable..).unwrap_or_default()
+    }
+
+    /// Bytes of all readable segments.
+    #[inline]
+    #[must_use]
+    pub fn readable_len(&self) -> u64 {
+        self.readable_len
+    }
+
+    /// Bytes of all writable segments.
+    #[inline]
+    #[must_use]
+    pub fn writable_len(&self) -> u64 {
+        self.writable_len
+    }
+
+    /// Why the request must not be executed, if so.
+    #[inline]
+    #[must_use]
+    pub fn refusal(&self) -> Option<ChainRefusal> {
+        let bytes = self.readable_len + self.writable_len;
+        if self.oversize > 0 {
+            Some(ChainRefusal::TooManyEntries {
+                entries: self.oversize,
+                limit: MAX_INDIRECT_ENTRIES,
+            })
+        } else if bytes > MAX_CHAIN_BYTES {
+            Some(ChainRefusal::TooManyBytes { bytes })
+        } else {
+            None
+        }
+    }
+
+    #[inline]
+    pub(crate) fn start(&mut self, head: u16) {
+        self.segments.clear();
+        self.head = head;
+        self.readable = 0;
+        self.writing = false;
+        self.readable_len = 0;
+        self.writable_len = 0;
+        self.oversize = 0;
+    }
+
+    /// Adds a direct descriptor. Empty ones are skipped: VIRTIO does not forbid them. False: it is
+    /// readable and follows a writable one.
+    #[inline]
+    pub(crate) fn push(&mut self, descriptor: Descriptor) -> bool {
+        let Descriptor { addr, len, .. } = descriptor;
+        if descriptor.has(Descriptor::WRITE) {
+            self.writing = true;
+            self.writable_len += u64::from(len);
+        } else if self.writing {
+            return false;
+        } else {
+            self.readable_len += u64::from(len);
+            self.readable += usize::from(len != 0);
+        }
+        if len != 0 {
+            if self.segments.len() == self.segments.capacity() {
+                self.grow();
+            }
+            self.segments.push(Segment { addr, len });
+        }
+        true
+    }
+
+    /// Out of line, so that the walk keeps its registers: a chain in use grows only a few times.
+    #[cold]
+    fn grow(&mut self) {
+        self.segments.reserve(1);
+    }
+
+    /// Drops all segments, so that a device cannot take what there is for the whole.
+    pub(crate) fn oversize(&mut self, entries: u32) {
+        self.start(self.head);
+        self.oversize = entries;
+    }
+}

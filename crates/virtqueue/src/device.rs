@@ -1,0 +1,293 @@
+//! The device side of a split ring: takes chains, returns heads (VIRTIO 1.4, 2.7.5 to 2.7.10).
+//!
+//! The driver is hostile. Every index is checked against private ones, every descriptor is copied
+//! once. The numbered steps are those of the barrier table in 2.7.13 and 2.7.14: 3 take, 4 re-arm,
+//! 5 publish, 6 signal.
+
+use guest_memory::{Access, AddressSpace};
+
+use crate::indirect::IndirectTable;
+use crate::memory::{Step, fence};
+use crate::notify::Notifier;
+use crate::ring::{DeviceRings, NO_INTERRUPT, NO_NOTIFY};
+use crate::walk::follow;
+use crate::{
+    Chain, DescriptorAt, QueueFault, QueueLayout, QueueState, RingFeatures, SetupError, StateError,
+};
+
+/// The device's end of one queue. Holds leases of the ring's memory until it is dropped.
+#[derive(Debug)]
+pub struct DeviceQueue {
+    rings: DeviceRings,
+    size: u16,
+    features: RingFeatures,
+    /// Position to take next.
+    next_avail: u16,
+    /// The driver's index when last looked at; everything before it may be taken.
+    seen_avail: u16,
+    /// Position to return to next.
+    next_used: u16,
+    /// Index that the driver was last told.
+    published: u16,
+    /// Publish even if nothing was returned: the process before may have died in between.
+    republish: bool,
+    /// By head: taken and not yet returned.
+    in_flight: Box<[bool]>,
+    signal: Notifier,
+    table: IndirectTable,
+    fault: Option<QueueFault>,
+}
+
+impl DeviceQueue {
+    /// Takes a queue into service whose parts the driver has just cleared.
+    ///
+    /// # Errors
+    /// As [`DeviceQueue::check`].
+    pub fn new<S: AddressSpace + ?Sized>(
+        space: &S,
+        layout: QueueLayout,
+        features: RingFeatures,
+    ) -> Result<Self, SetupError> {
+        let rings = DeviceRings::open(space, &layout)?;
+        Ok(Self::over(rings, layout.size, features))
+    }
+
+    /// Begins with rings that the driver has cleared.
+    pub(crate) fn over(rings: DeviceRings, size: u16, features: RingFeatures) -> Self {
+        Self {
+            rings,
+            size,
+            features,
+            next_avail: 0,
+            seen_avail: 0,
+            next_used: 0,
+            published: 0,
+            republish: false,
+            in_flight: vec![false; size.into()].into_boxed_slice(),
+            signal: Notifier::default(),
+            table: IndirectTable::new(features.indirect),
+            fault: None,
+        }
+    }
+
+    /// Takes a queue into service where another process left it. The first
+    /// [`DeviceQueue::publish`] tells the driver everything once more.
+    ///
+    /// # Errors
+    /// As [`DeviceQueue::new`], and if the state does not describe a queue of this size.
+    pub fn from_state<S: AddressSpace + ?Sized>(
+        space: &S,
+        layout: QueueLayout,
+        features: RingFeatures,
+        state: &QueueState,
+    ) -> Result<Self, SetupError> {
+        if state.size != layout.size {
+            return Err(SetupError::State(StateError::Size {
+                state: state.size,
+                layout: layout.size,
+            }));
+        }
+        let mut queue = Self::new(space, layout, features)?;
+        queue.restore(state)?;
+        Ok(queue)
+    }
+
+    /// What SET_VQUEUE accepts or refuses: checks a layout without taking it into service.
+    ///
+    /// # Errors
+    /// The size is no power of two, or a part is misaligned, or not shared with the access that a
+    /// device needs.
+    pub fn check<S: AddressSpace + ?Sized>(
+        space: &S,
+        layout: QueueLayout,
+    ) -> Result<(), SetupError> {
+        layout.locate(Access::Read, |addr, len, access| {
+            space.translate(addr, len, access)
+        })?;
+        Ok(())
+    }
+
+    /// Takes the next chain into `chain`. False: there is none, or the queue has stopped.
+    ///
+    /// A chain with a [`Chain::refusal`] is taken, too: its head must go back like any other.
+    ///
+    /// # Errors
+    /// The driver broke the rules of the ring. Said once; from then on nothing is taken, while
+    /// chains in flight can still be returned.
+    #[inline]
+    pub fn pop<S: AddressSpace + ?Sized>(
+        &mut self,
+        space: &S,
+        chain: &mut Chain,
+    ) -> Result<bool, QueueFault> {
+        if self.fault.is_some() {
+            return Ok(false);
+        }
+        self.take(space, chain)
+            .inspect_err(|&fault| self.fault = Some(fault))
+    }
+
+    /// Returns a chain of which the first `written` writable bytes were written. The driver sees it
+    /// after [`DeviceQueue::publish`].
+    ///
+    /// # Errors
+    /// The head is not in flight.
+    #[inline]
+    pub fn push_used(&mut self, head: u16, written: u32) -> Result<(), QueueFault> {
+        match self.in_flight.get_mut(usize::from(head)) {
+            Some(taken) if *taken => *taken = false,
+            _ => return Err(QueueFault::NotInFlight { head }),
+        }
+        self.rings.set_used_slot(self.next_used, head, written);
+        self.next_used = self.next_used.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows the driver everything returned so far, by one store. True: notify the driver.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        if self.published == self.next_used && !self.republish {
+            return false;
+        }
+        self.rings.set_used_idx(self.next_used);
+        self.published = self.next_used;
+        self.republish = false;
+        fence(Step::Signal);
+        if self.features.event_idx {
+            self.signal.check(self.rings.used_event(), self.published)
+        } else {
+            self.rings.avail_flags() & NO_INTERRUPT == 0
+        }
+    }
+
+    /// Asks the driver for a notification of the next chain. True: one is there already, or more
+    /// than one; take it first, nobody will notify of it.
+    pub fn rearm(&mut self) -> bool {
+        if self.fault.is_some() {
+            return false;
+        }
+        if self.features.event_idx {
+            self.rings.set_avail_event(self.next_avail);
+        } else {
+            self.rings.set_used_flags(0);
+        }
+        fence(Step::DeviceRearm);
+        self.rings.avail_idx() != self.next_avail
+    }
+
+    /// Tells the driver that no notification is needed until [`DeviceQueue::rearm`]. A hint: some
+    /// may come all the same, and with EVENT_IDX nothing needs to be said.
+    pub fn disarm(&mut self) {
+        if !self.features.event_idx && self.fault.is_none() {
+            self.rings.set_used_flags(NO_NOTIFY);
+        }
+    }
+
+    /// Why the queue stopped, if it did.
+    #[must_use]
+    pub fn faulted(&self) -> Option<&QueueFault> {
+        self.fault.as_ref()
+    }
+
+    /// Queue size.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Chains taken and not yet returned.
+    #[must_use]
+    pub fn in_flight(&self) -> u16 {
+        self.next_avail.wrapping_sub(self.next_used)
+    }
+
+    /// What another process needs to go on from here.
+    #[must_use]
+    pub fn state(&self) -> QueueState {
+        QueueState {
+            size: self.size,
+            next_avail: self.next_avail,
+            next_used: self.next_used,
+            in_flight: (0..self.size)
+                .zip(&self.in_flight)
+                .filter_map(|(head, &taken)| taken.then_some(head))
+                .collect(),
+        }
+    }
+
+    fn restore(&mut self, state: &QueueState) -> Result<(), StateError> {
+        let indexes = state.next_avail.wrapping_sub(state.next_used);
+        if state.in_flight.len() != usize::from(indexes) {
+            return Err(StateError::Count {
+                indexes,
+                heads: state.in_flight.len(),
+            });
+        }
+        for &head in &state.in_flight {
+            match self.in_flight.get_mut(usize::from(head)) {
+                Some(taken) if !*taken => *taken = true,
+                Some(_) => return Err(StateError::HeadTwice { head }),
+                None => {
+                    return Err(StateError::HeadOutOfRange {
+                        head,
+                        size: state.size,
+                    });
+                }
+            }
+        }
+        self.next_avail = state.next_avail;
+        self.seen_avail = state.next_avail;
+        self.next_used = state.next_used;
+        self.published = state.next_used;
+        self.republish = true;
+        Ok(())
+    }
+
+    #[inline]
+    fn take<S: AddressSpace + ?Sized>(
+        &mut self,
+        space: &S,
+        chain: &mut Chain,
+    ) -> Result<bool, QueueFault> {
+        if self.next_avail == self.seen_avail && !self.look()? {
+            return Ok(false);
+        }
+        let head = self.rings.avail_slot(self.next_avail);
+        let size = self.size;
+        let Some(taken) = self.in_flight.get_mut(usize::from(head)) else {
+            return Err(QueueFault::HeadOutOfRange { head, size });
+        };
+        if *taken {
+            return Err(QueueFault::HeadInFlight { head });
+        }
+        chain.start(head);
+        let fetch = |index| self.rings.descriptor(index);
+        if let Some((index, descriptor)) = follow(chain, head, size, DescriptorAt::Ring, fetch)? {
+            self.table.walk(space, chain, index, descriptor)?;
+        }
+        *taken = true;
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Ok(true)
+    }
+
+    /// Step 3: looks at the driver's index. False: nothing new.
+    #[inline]
+    fn look(&mut self) -> Result<bool, QueueFault> {
+        let (idx, next, size) = (self.rings.avail_idx(), self.next_avail, self.size);
+        let new = idx.wrapping_sub(next);
+        if new > size {
+            return Err(QueueFault::AvailJump { idx, next, size });
+        }
+        // Every chain takes a descriptor of the ring until its return is published.
+        let outstanding = next.wrapping_sub(self.published);
+        if u32::from(outstanding) + u32::from(new) > u32::from(size) {
+            return Err(QueueFault::TooManyOutstanding {
+                outstanding,
+                new,
+                size,
+            });
+        }
+        self.seen_avail = idx;
+        Ok(new != 0)
+    }
+}

@@ -1,0 +1,76 @@
+//! Indirect descriptor tables on the device side (VIRTIO 1.4, 2.7.5.3).
+//!
+//! A table is copied whole into private memory, then only the copy is followed. WRITE on the
+//! descriptor that names the table means nothing (2.7.5.3.2), and neither does its alignment.
+
+use guest_memory::{Access, AddressSpace, TranslateError};
+
+use crate::descriptor::{DESCRIPTOR_BYTES, Descriptor};
+use crate::walk::follow;
+use crate::{Chain, DescriptorAt, QueueFault};
+
+/// Most descriptors of an indirect table. Linux sends tables of up to seg_max + 2 whatever the
+/// queue size, so the bound cannot be the queue size; QEMU has the same one.
+pub const MAX_INDIRECT_ENTRIES: u16 = 1024;
+
+/// Private room for the copy of one table.
+#[derive(Debug)]
+pub(crate) struct IndirectTable {
+    room: Option<Box<[[[u8; 8]; 2]; MAX_INDIRECT_ENTRIES as usize]>>,
+}
+
+impl IndirectTable {
+    /// Without room if indirect tables were not negotiated: then each is a fault.
+    pub(crate) fn new(negotiated: bool) -> Self {
+        Self {
+            room: negotiated.then(|| Box::new([[[0; 8]; 2]; MAX_INDIRECT_ENTRIES as usize])),
+        }
+    }
+
+    /// Collects the chain in the table that ring descriptor `referrer` names.
+    pub(crate) fn walk<S: AddressSpace + ?Sized>(
+        &mut self,
+        space: &S,
+        chain: &mut Chain,
+        referrer: u16,
+        descriptor: Descriptor,
+    ) -> Result<(), QueueFault> {
+        let at = DescriptorAt::Ring(referrer);
+        let Descriptor { addr, len, .. } = descriptor;
+        let Some(room) = &mut self.room else {
+            return Err(QueueFault::IndirectNotNegotiated { at });
+        };
+        if descriptor.has(Descriptor::NEXT) {
+            return Err(QueueFault::IndirectWithNext { at });
+        }
+        if len == 0 || !len.is_multiple_of(DESCRIPTOR_BYTES) {
+            return Err(QueueFault::IndirectLength { at, len });
+        }
+        let entries = match u16::try_from(len / DESCRIPTOR_BYTES) {
+            Ok(entries) if entries <= MAX_INDIRECT_ENTRIES => entries,
+            _ => {
+                chain.oversize(len / DESCRIPTOR_BYTES);
+                return Ok(());
+            }
+        };
+        let (table, _) = room.split_at_mut(entries.into());
+        space
+            .translate(addr, len, Access::Read)
+            .and_then(|range| {
+                range
+                    .read(0, table.as_flattened_mut().as_flattened_mut())
+                    .map_err(|error| TranslateError::from_range(error, addr, len))
+            })
+            .map_err(|source| QueueFault::IndirectTable { at, source })?;
+        let place = |entry| DescriptorAt::Table { referrer, entry };
+        // `follow` asks for entries below `entries` only, so none is missing.
+        let fetch = |entry: u16| {
+            let words = table.get(usize::from(entry)).copied().unwrap_or_default();
+            Descriptor::from_words(words.map(u64::from_le_bytes))
+        };
+        match follow(chain, 0, entries, place, fetch)? {
+            None => Ok(()),
+            Some((entry, _)) => Err(QueueFault::IndirectNested { at: place(entry) }),
+        }
+    }
+}
