@@ -1,0 +1,177 @@
+//! Watch events between their arrival and the moment somebody asks for them.
+//!
+//! A watch says "look again", never "this happened once": so an event that is queued already is
+//! not queued twice, and what does not fit any more becomes one event per watch, on the watched
+//! path itself. Nothing is lost by either, and memory stays bounded whatever a guest writes.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::StoreError;
+use crate::wire::{check_path, strings};
+
+/// Most distinct events that are kept. A backend of a hundred guests sees a few hundred between
+/// two looks; a guest that writes thousands of paths below a watched one is not worth more memory
+/// than this many paths at their longest, 8 MiB in all.
+const MAX_QUEUED: usize = 1024;
+
+/// Something at or below a watched path changed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WatchEvent {
+    /// The changed node, or the watched path. Relative if the watch was. Chosen by whoever may
+    /// write there.
+    pub path: String,
+    /// The token of the watch.
+    pub token: String,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct EventQueue {
+    order: VecDeque<WatchEvent>,
+    queued: HashSet<WatchEvent>,
+    /// The watches, each as its own first event.
+    watches: Vec<WatchEvent>,
+}
+
+impl EventQueue {
+    /// Whether it is new.
+    pub(super) fn add_watch(&mut self, path: &str, token: &str) -> bool {
+        let watch = event(path, token);
+        let new = !self.watches.contains(&watch);
+        if new {
+            self.watches.push(watch);
+        }
+        new
+    }
+
+    /// Events of the watch go too, unless another watch has the same token.
+    pub(super) fn remove_watch(&mut self, path: &str, token: &str) {
+        let watch = event(path, token);
+        self.watches.retain(|other| *other != watch);
+        if !self.is_ours(token) {
+            self.order.retain(|event| event.token != token);
+            self.queued.retain(|event| event.token != token);
+        }
+    }
+
+    pub(super) fn push_payload(&mut self, payload: &[u8]) -> Result<(), StoreError> {
+        let mut parts = strings(payload);
+        let (path, token) = (parts.next(), parts.next());
+        let path = path.and_then(|path| check_path(path).ok());
+        let token = token.and_then(|token| core::str::from_utf8(token).ok());
+        let (Some(path), Some(token)) = (path, token) else {
+            return Err(StoreError::Protocol {
+                problem: "a watch event without a path and a token",
+            });
+        };
+        // Of a watch that was dropped meanwhile.
+        if self.is_ours(token) {
+            self.push(event(path, token));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, event: WatchEvent) {
+        if self.order.len() >= MAX_QUEUED && !self.queued.contains(&event) {
+            self.order.clear();
+            self.queued.clear();
+            for watch in self.watches.clone() {
+                self.enqueue(watch);
+            }
+        } else {
+            self.enqueue(event);
+        }
+    }
+
+    fn enqueue(&mut self, event: WatchEvent) {
+        if self.queued.insert(event.clone()) {
+            self.order.push_back(event);
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<WatchEvent> {
+        let event = self.order.pop_front()?;
+        self.queued.remove(&event);
+        Some(event)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    fn is_ours(&self, token: &str) -> bool {
+        self.watches.iter().any(|watch| watch.token == token)
+    }
+}
+
+fn event(path: &str, token: &str) -> WatchEvent {
+    WatchEvent {
+        path: path.to_owned(),
+        token: token.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(queue: &mut EventQueue, path: &str, token: &str) {
+        queue
+            .push_payload(format!("{path}\0{token}\0").as_bytes())
+            .unwrap();
+    }
+
+    fn all(queue: &mut EventQueue) -> Vec<(String, String)> {
+        std::iter::from_fn(|| queue.pop())
+            .map(|event| (event.path, event.token))
+            .collect()
+    }
+
+    #[test]
+    fn an_event_that_waits_already_is_not_queued_again() {
+        let mut queue = EventQueue::default();
+        queue.add_watch("/a", "t");
+        for path in ["/a", "/a/b", "/a", "/a/b"] {
+            push(&mut queue, path, "t");
+        }
+        assert_eq!(queue.pop().unwrap().path, "/a");
+        push(&mut queue, "/a", "t");
+        let paths: Vec<String> = all(&mut queue).into_iter().map(|event| event.0).collect();
+        assert_eq!(paths, ["/a/b", "/a"]);
+    }
+
+    #[test]
+    fn a_flood_becomes_one_event_per_watch_and_none_is_lost() {
+        let mut queue = EventQueue::default();
+        queue.add_watch("/a", "t");
+        queue.add_watch("@releaseDomain", "r");
+        for number in 0..=MAX_QUEUED {
+            push(&mut queue, &format!("/a/{number}"), "t");
+        }
+        let expected = [("/a", "t"), ("@releaseDomain", "r")];
+        assert_eq!(
+            all(&mut queue),
+            expected.map(|(path, token)| (path.to_owned(), token.to_owned()))
+        );
+        assert!(queue.queued.is_empty());
+    }
+
+    #[test]
+    fn events_of_a_dropped_watch_vanish() {
+        let mut queue = EventQueue::default();
+        queue.add_watch("/a", "t");
+        queue.add_watch("/b", "u");
+        push(&mut queue, "/a", "t");
+        push(&mut queue, "/b", "u");
+        queue.remove_watch("/a", "t");
+        push(&mut queue, "/a", "t");
+        assert_eq!(all(&mut queue), [("/b".to_owned(), "u".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_no_event_is_an_error() {
+        let mut queue = EventQueue::default();
+        for bad in [&b""[..], b"/a\0", b"a b\0t\0", b"/a\0\xff\0"] {
+            assert!(queue.push_payload(bad).is_err(), "{bad:?}");
+        }
+    }
+}
