@@ -1,0 +1,135 @@
+//! `/dev/xen/gntdev`: pages of other domains, mapped or copied.
+//!
+//! Measured on Xen 4.17: the MAP ioctl succeeds for any reference and the mmap then answers
+//! EINVAL; one ioctl takes at most 65,536 references; pages are unmapped by munmap first
+//! and the UNMAP ioctl after it. In a PV domain the mapping is not inherited by children.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::ptr;
+
+use guest_memory::Access;
+use xen_types::{DomId, GrantRef};
+use zerocopy::FromZeros;
+
+use super::sys::{self, CopyCall, CopySegment, MapGrantRef, UnmapGrantRef};
+use crate::mapping::Piece;
+use crate::reservation::Reservation;
+use crate::{CopyBuffer, GrantCopy, MapError, OpenError};
+
+/// gntdev's module parameter `limit`, as it stands by default: more in one ioctl is EINVAL.
+const MAX_REFS_PER_CALL: usize = 65_536;
+
+#[derive(Debug)]
+pub(crate) struct Gntdev(File);
+
+impl Gntdev {
+    pub(super) fn open() -> Result<Self, OpenError> {
+        super::open_device("/dev/xen/gntdev", "xen-gntdev").map(Self)
+    }
+
+    pub(crate) fn map(
+        &self,
+        peer: DomId,
+        refs: &[GrantRef],
+        access: Access,
+        range: &mut Reservation,
+        at: usize,
+    ) -> Result<Piece, MapError> {
+        let refs = refs.get(..MAX_REFS_PER_CALL).unwrap_or(refs);
+        let first = refs.first().copied().unwrap_or_default();
+        let error = |what, source| MapError::from_call(peer, first, refs.len(), what, source);
+        let piece = self
+            .name(peer, refs)
+            .map_err(|source| error("the MAP_GRANT_REF call of gntdev", source))?;
+        let placed = range.place(at, refs.len(), self.0.as_fd(), piece.id, access);
+        placed.map_err(|source| {
+            if let Err(error) = self.unmap(piece) {
+                tracing::error!(%error, %peer, "gntdev keeps an index that was never mapped");
+            }
+            error("the mmap of gntdev", source)
+        })?;
+        Ok(piece)
+    }
+
+    /// Tells gntdev what is to be mapped; the hypervisor is asked by the mmap.
+    fn name(&self, peer: DomId, refs: &[GrantRef]) -> io::Result<Piece> {
+        let mut call = MapGrantRef::new_box_zeroed_with_elems(refs.len())
+            .map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let pages = u32::try_from(refs.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        call.count = pages;
+        for (slot, gref) in call.refs.iter_mut().zip(refs) {
+            slot.domid = peer.0.into();
+            slot.gref = gref.0;
+        }
+        let argument = ptr::from_mut(&mut *call);
+        // SAFETY: the structure of this opcode, with as many references as `count` says.
+        unsafe { sys::ioctl(&self.0, sys::GNTDEV_MAP_GRANT_REF, argument) }?;
+        Ok(Piece {
+            id: call.index,
+            pages,
+        })
+    }
+
+    /// To be called after the munmap.
+    pub(crate) fn unmap(&self, piece: Piece) -> io::Result<()> {
+        let mut call = UnmapGrantRef {
+            index: piece.id,
+            count: piece.pages,
+            pad: 0,
+        };
+        let argument = ptr::from_mut(&mut call);
+        // SAFETY: the structure of this opcode.
+        unsafe { sys::ioctl(&self.0, sys::GNTDEV_UNMAP_GRANT_REF, argument) }?;
+        Ok(())
+    }
+
+    pub(crate) fn copy(&self, peer: DomId, batch: &mut [GrantCopy<'_>]) -> io::Result<()> {
+        // A range beyond its page would fail the whole call: such a copy is left out.
+        let mut segments: Vec<CopySegment> = batch
+            .iter_mut()
+            .filter_map(|copy| segment(peer, copy))
+            .collect();
+        if segments.is_empty() {
+            return Ok(());
+        }
+        let mut call = CopyCall {
+            count: u32::try_from(segments.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+            segments: segments.as_mut_ptr(),
+        };
+        let argument = ptr::from_mut(&mut call);
+        // SAFETY: `count` segments follow; each names a private buffer that `batch` borrows, mutably where it is written.
+        unsafe { sys::ioctl(&self.0, sys::GNTDEV_GRANT_COPY, argument) }?;
+        let called = batch.iter_mut().filter(|copy| copy.checked_len().is_some());
+        for (copy, segment) in called.zip(&segments) {
+            copy.done = segment.status == 0;
+        }
+        Ok(())
+    }
+}
+
+/// What the hypervisor is told of one copy; `None` for a range beyond its page.
+fn segment(peer: DomId, copy: &mut GrantCopy<'_>) -> Option<CopySegment> {
+    copy.done = false;
+    let len = copy.checked_len()?;
+    let granted = sys::foreign(copy.gref, copy.offset, peer);
+    let (source, dest, flags) = match &mut copy.buffer {
+        CopyBuffer::FromGrant(into) => {
+            let private = into.as_mut_ptr().expose_provenance() as u64;
+            (granted, private, sys::COPY_FROM_GRANT)
+        }
+        CopyBuffer::ToGrant(from) => {
+            let private = from.as_ptr().expose_provenance() as u64;
+            (private, granted, sys::COPY_TO_GRANT)
+        }
+    };
+    Some(CopySegment {
+        source,
+        dest,
+        len,
+        flags,
+        // Not GNTST_okay: what the kernel leaves alone was not done.
+        status: -1,
+    })
+}
