@@ -1,0 +1,252 @@
+//! The image: opening it for us alone, and what it says of itself.
+//!
+//! Two devices or processes that write to one image destroy it. Regular files are locked with
+//! flock(2), shared by readers, so that two of ours never meet. Other programs see that lock only
+//! if they ask for it; QEMU asks for another one (F_OFD_SETLK), for which there is no safe
+//! interface among our libraries. A block device that is written to is opened exclusively, which
+//! the kernel keeps up against everybody: mounts, volume managers and QEMU.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{OFlags, ioctl_blkpbszget, ioctl_blksszget};
+use rustix::io::Errno;
+
+use super::error::BlkError;
+
+/// Bytes of a sector: the unit of the protocol, whatever the block size.
+pub(super) const SECTOR: u64 = 512;
+
+/// Bytes that a file is best written in: a page of the cache, as no file system is finer.
+const FILE_PHYSICAL: u32 = 4096;
+
+/// The largest block that is shown to a driver: Linux takes none that is larger than a page.
+const BLOCK_MAX: u32 = 4096;
+
+/// How an image is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Geometry {
+    /// Capacity in sectors, a whole number of logical blocks.
+    pub(super) sectors: u64,
+    /// Bytes that can be addressed: a power of two from 512 to 4096.
+    pub(super) logical: u32,
+    /// Bytes that can be written without reading around them: `logical` or a larger power of two.
+    pub(super) physical: u32,
+}
+
+impl Geometry {
+    /// A regular file of so many bytes.
+    pub(super) fn of_file(bytes: u64) -> Self {
+        Self::new(bytes, 512, FILE_PHYSICAL)
+    }
+
+    /// Sizes that a driver could not use become usable ones.
+    fn new(bytes: u64, logical: u32, physical: u32) -> Self {
+        let usable = |size: u32| size.is_power_of_two() && u64::from(size) >= SECTOR;
+        let logical = if usable(logical) {
+            logical.min(BLOCK_MAX)
+        } else {
+            512
+        };
+        let physical = if usable(physical) { physical } else { logical };
+        let block = u64::from(logical);
+        Self {
+            sectors: bytes / block * (block / SECTOR),
+            logical,
+            physical: physical.max(logical),
+        }
+    }
+}
+
+/// Opens and locks an image.
+pub(super) fn open(path: &Path, read_only: bool) -> Result<(File, Geometry), BlkError> {
+    let named = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => BlkError::Missing { path: path.into() },
+        io::ErrorKind::PermissionDenied => BlkError::Denied {
+            path: path.into(),
+            read_only,
+        },
+        io::ErrorKind::ResourceBusy => BlkError::InUse {
+            path: path.into(),
+            read_only,
+        },
+        _ => BlkError::Open {
+            path: path.into(),
+            error,
+        },
+    };
+    // Before it is opened: opening a pipe waits, opening a tape rewinds it.
+    let kind = fs::metadata(path).map_err(named)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(BlkError::Kind {
+            path: path.into(),
+            found: describe(kind),
+        });
+    }
+    let mut options = File::options();
+    options.read(true).write(!read_only);
+    if kind.is_block_device() && !read_only {
+        options.custom_flags(OFlags::EXCL.bits().cast_signed());
+    }
+    let mut file = options.open(path).map_err(named)?;
+    if kind.is_file() {
+        lock(&file, path, read_only).map_err(named)?;
+    }
+    // The end tells the size of a block device too, which its metadata does not.
+    let bytes = file.seek(SeekFrom::End(0)).map_err(named)?;
+    let geometry = if kind.is_file() {
+        Geometry::of_file(bytes)
+    } else {
+        block_device(&file, bytes).map_err(|errno| named(errno.into()))?
+    };
+    if geometry.sectors == 0 {
+        return Err(BlkError::TooSmall {
+            path: path.into(),
+            bytes,
+        });
+    }
+    if bytes != geometry.sectors * SECTOR {
+        return Err(BlkError::Truncated {
+            path: path.into(),
+            bytes,
+            block: geometry.logical,
+        });
+    }
+    Ok((file, geometry))
+}
+
+fn block_device(file: &File, bytes: u64) -> Result<Geometry, Errno> {
+    Ok(Geometry::new(
+        bytes,
+        ioctl_blksszget(file)?,
+        ioctl_blkpbszget(file)?,
+    ))
+}
+
+/// Held until the last descriptor is closed: while any thread still does I/O for the device.
+fn lock(file: &File, path: &Path, read_only: bool) -> io::Result<()> {
+    let locked = if read_only {
+        file.try_lock_shared()
+    } else {
+        file.try_lock()
+    };
+    match locked {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::ResourceBusy.into()),
+        Err(TryLockError::Error(error)) => match Errno::from_io_error(&error) {
+            // A network file system without locks is not useless.
+            Some(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                tracing::warn!(path = %path.display(), "the image cannot be locked: {error}");
+                Ok(())
+            }
+            _ => Err(error),
+        },
+    }
+}
+
+fn describe(kind: fs::FileType) -> &'static str {
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "something else"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    #[test]
+    fn an_image_is_a_file_of_whole_sectors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        let said = |path: &Path| open(path, false).unwrap_err().to_string();
+
+        assert!(matches!(open(&path, true), Err(BlkError::Missing { .. })));
+        assert!(said(&path).contains("disk.img: there is no such image"));
+        assert!(said(dir.path()).contains("is a directory, not"));
+        for bytes in [0, 1, 511] {
+            fs::write(&path, vec![0; bytes]).unwrap();
+            assert!(said(&path).contains(&format!("holds {bytes} bytes")));
+        }
+        for bytes in [513, 1023, 10_000] {
+            fs::write(&path, vec![0; bytes]).unwrap();
+            assert!(said(&path).contains(&format!("has {bytes} bytes, which is no whole number")));
+        }
+        for (bytes, sectors) in [(512, 1), (1024, 2)] {
+            fs::write(&path, vec![0; bytes]).unwrap();
+            for read_only in [true, false] {
+                let (_, geometry) = open(&path, read_only).unwrap();
+                assert_eq!(geometry, Geometry::of_file(sectors * 512));
+                assert_eq!(geometry.sectors, sectors);
+            }
+        }
+    }
+
+    #[test]
+    fn a_pipe_is_refused_without_waiting_for_its_other_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        assert!(matches!(
+            open(&path, true),
+            Err(BlkError::Kind {
+                found: "a pipe",
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn a_read_only_image_is_not_opened_for_writing() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(512).unwrap();
+        let (file, _) = open(image.path(), true).unwrap();
+        assert!(rustix::io::write(&file, b"x").is_err());
+    }
+
+    #[test]
+    fn readers_share_an_image_and_a_writer_is_alone() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(512).unwrap();
+        let path = image.path();
+        let said = |read_only| open(path, read_only).unwrap_err().to_string();
+        let name = path.display();
+
+        let readers = [open(path, true).unwrap(), open(path, true).unwrap()];
+        let in_use = format!("{name}: is in use by another process or device");
+        assert_eq!(said(false), in_use);
+        drop(readers);
+        let writer = open(path, false).unwrap();
+        assert_eq!(said(false), in_use);
+        assert_eq!(said(true), format!("{in_use} that writes to it"));
+        drop(writer);
+        open(path, false).unwrap();
+    }
+
+    #[test]
+    fn block_sizes_are_usable_whatever_the_device_says() {
+        let of = |bytes, logical, physical| {
+            let geometry = Geometry::new(bytes, logical, physical);
+            (geometry.sectors, geometry.logical, geometry.physical)
+        };
+        assert_eq!(of(10_000, 512, 512), (19, 512, 512));
+        assert_eq!(of(10_000, 512, 4096), (19, 512, 4096));
+        assert_eq!(of(10_000, 4096, 4096), (16, 4096, 4096));
+        assert_eq!(of(4095, 4096, 4096), (0, 4096, 4096));
+        // Nonsense.
+        assert_eq!(of(10_000, 0, 0), (19, 512, 512));
+        assert_eq!(of(10_000, 256, 513), (19, 512, 512));
+        assert_eq!(of(10_000, 4096, 512), (16, 4096, 4096));
+        assert_eq!(of(u64::MAX, 512, 1 << 31), (u64::MAX / 512, 512, 1 << 31));
+    }
+}

@@ -1,0 +1,229 @@
+//! A request that waits: what a thread of the engine runs, and what its queue is owed afterwards.
+//!
+//! It owns leases of all memory it names, so that the memory outlives it whatever happens.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Weak};
+
+use arrayvec::ArrayVec;
+use guest_memory::{Access, AddressSpace, GuestRange, LeasedRange};
+use virtqueue::{Chain, Segment};
+
+use super::erase::Erase;
+use super::request::{HEADER_BYTES, Status};
+use super::storage::{Direction, Outcome, Storage, transfer};
+use crate::engine::{self, Completions};
+use crate::ranges::{RANGES_MAX, Unreachable, put_last, skip, take};
+
+/// Room for leases that a spare box keeps: a request of `seg_max`, while a guest that sends longer
+/// ones does not make us hold memory for good.
+const SPARE_LEASES: usize = 128;
+
+/// The threads' way back to the device.
+pub(super) type Finished = Completions<Waiting>;
+
+/// A waiting request; the engine runs boxes. They are reused, with the room for their leases.
+pub(super) type Waiting = Box<Job>;
+
+/// What a request needs to go on without its device.
+pub(super) struct Job {
+    storage: Arc<dyn Storage>,
+    /// Weak, as it holds finished jobs: a device that is dropped leaves no cycle behind.
+    finished: Weak<Finished>,
+    /// Who is owed the used entry.
+    pub(super) queue: u16,
+    /// The head to give back.
+    pub(super) head: u16,
+    /// Writable bytes before the status byte.
+    pub(super) data_in: u64,
+    /// What to do.
+    pub(super) work: Work,
+    /// Its effect must be on stable storage before it is answered.
+    pub(super) stable: bool,
+    /// How `work` ended.
+    pub(super) result: io::Result<()>,
+    /// The descriptors of `work`, whole, in order.
+    pub(super) data: Vec<LeasedRange>,
+    /// The last writable descriptor, whose last byte is the status.
+    pub(super) status: Option<LeasedRange>,
+}
+
+/// What a job does.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Moves data.
+    Transfer(Transfer),
+    /// Erases ranges.
+    Erase(Erase),
+    /// Puts what was completed before on stable storage.
+    Sync,
+}
+
+/// A transfer, perhaps begun.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Transfer {
+    /// Which way.
+    pub(super) direction: Direction,
+    /// Byte offset in the image of the first byte.
+    pub(super) offset: u64,
+    /// Bytes in all.
+    pub(super) len: u64,
+    /// Bytes moved already, from the front.
+    pub(super) moved: u64,
+}
+
+impl Work {
+    /// Bytes of guest memory written, from the front of the writable ones.
+    pub(super) fn written(&self) -> u64 {
+        match self {
+            Self::Transfer(transfer) if transfer.direction == Direction::In => transfer.moved,
+            Self::Transfer(_) | Self::Erase(_) | Self::Sync => 0,
+        }
+    }
+}
+
+impl Transfer {
+    /// One of which nothing is moved yet.
+    pub(super) fn new(direction: Direction, offset: u64, len: u64) -> Self {
+        Self {
+            direction,
+            offset,
+            len,
+            moved: 0,
+        }
+    }
+
+    /// Moves what is left, waiting for it. `data` are the whole descriptors.
+    fn run(&mut self, storage: &dyn Storage, data: &[LeasedRange]) -> io::Result<()> {
+        let before = match self.direction {
+            Direction::In => 0,
+            Direction::Out => HEADER_BYTES,
+        };
+        let mut ranges: ArrayVec<GuestRange<'_>, RANGES_MAX> = data
+            .iter()
+            .take(RANGES_MAX)
+            .map(LeasedRange::range)
+            .collect();
+        let rest = skip(&mut ranges, before + self.moved);
+        let rest = take(rest, self.len - self.moved);
+        let offset = self.offset + self.moved;
+        let (moved, outcome) = transfer(storage, self.direction, rest, offset, true);
+        self.moved += moved;
+        match outcome {
+            Outcome::Done => Ok(()),
+            Outcome::Failed(error) => Err(error),
+            Outcome::WouldWait | Outcome::AlwaysWaits => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+impl Job {
+    pub(super) fn new(storage: &Arc<dyn Storage>, finished: &Arc<Finished>) -> Waiting {
+        Box::new(Self {
+            storage: Arc::clone(storage),
+            finished: Arc::downgrade(finished),
+            queue: 0,
+            head: 0,
+            data_in: 0,
+            work: Work::Sync,
+            stable: false,
+            result: Ok(()),
+            data: Vec::new(),
+            status: None,
+        })
+    }
+
+    /// Makes it the request of `chain`, and takes leases of what it names. After an error the
+    /// job has to be cleared.
+    pub(super) fn prepare(
+        &mut self,
+        space: &dyn AddressSpace,
+        chain: &Chain,
+        queue: u16,
+        work: Work,
+        stable: bool,
+    ) -> Result<(), Unreachable> {
+        self.queue = queue;
+        self.head = chain.head();
+        self.data_in = chain.writable_len().saturating_sub(1);
+        self.work = work;
+        self.stable = stable;
+        self.result = Ok(());
+        if let Work::Transfer(transfer) = &self.work {
+            let (segments, access) = match transfer.direction {
+                Direction::In => (chain.writable(), Access::Write),
+                Direction::Out => (chain.readable(), Access::Read),
+            };
+            for segment in segments {
+                self.data.push(lease(space, segment, access)?);
+            }
+        }
+        let last = chain.writable().last().ok_or(Unreachable)?;
+        self.status = Some(lease(space, last, Access::Write)?);
+        Ok(())
+    }
+
+    /// Writes the status byte; answers the length of the used entry.
+    pub(super) fn answer(&self) -> u32 {
+        let status = match self.result {
+            Ok(()) => Status::Ok,
+            Err(_) => Status::IoErr,
+        };
+        if let Some(last) = &self.status {
+            put_last(last.range(), status as u8);
+        }
+        used_len(self.work.written(), self.data_in)
+    }
+
+    /// Gives the leases back; the box can serve another request.
+    pub(super) fn clear(&mut self) {
+        self.data.clear();
+        self.data.shrink_to(SPARE_LEASES);
+        self.status = None;
+    }
+}
+
+impl engine::Job for Job {
+    fn run(mut self: Box<Self>) {
+        self.result = match &mut self.work {
+            Work::Transfer(transfer) => transfer.run(&*self.storage, &self.data),
+            Work::Erase(erase) => erase.run(&*self.storage),
+            Work::Sync => self.storage.sync(),
+        };
+        if let Some(finished) = self.finished.upgrade() {
+            finished.push(self);
+        }
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("queue", &self.queue)
+            .field("head", &self.head)
+            .field("work", &self.work)
+            .finish_non_exhaustive()
+    }
+}
+
+fn lease(
+    space: &dyn AddressSpace,
+    segment: &Segment,
+    access: Access,
+) -> Result<LeasedRange, Unreachable> {
+    space
+        .translate_leased(segment.addr, segment.len, access)
+        .map_err(|_| Unreachable)
+}
+
+/// The length of a used entry: the prefix that was really written, which is everything if that
+/// prefix reaches the status byte. Less than the truth is legal, more is not.
+pub(super) fn used_len(written: u64, data_in: u64) -> u32 {
+    let prefix = if written == data_in {
+        written + 1
+    } else {
+        written
+    };
+    u32::try_from(prefix).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,28 @@
+//! virtio-blk (device id 2), backed by a file or a block device (fact sheet section 4).
+//!
+//! Read, write, flush, discard, write zeroes and get-id, a cache mode that the driver can switch,
+//! several queues, many requests in flight. What the page cache serves is done inline; whatever
+//! would wait goes to the [`Engine`](crate::Engine). Not offered: secure erase (Linux sends its
+//! segments device-writable), lifetime, zones.
+//!
+//! From the outside in: `config` (what it is made from), `offer` (what it shows), `device` (queues,
+//! budget, completions), `serve` (one request), `request` and `erase` (what it may do), `job` (what
+//! waits), `flush` (which sync covers what), `storage` (doing it), `image` (the file or disk).
+
+mod config;
+mod device;
+mod erase;
+mod error;
+mod flush;
+mod image;
+mod job;
+mod offer;
+mod request;
+mod serve;
+mod storage;
+#[cfg(test)]
+mod tests;
+
+pub use config::BlkConfig;
+pub use device::Blk;
+pub use error::BlkError;

@@ -1,0 +1,347 @@
+//! One request from its chain to its answer: inline if nothing waits, else by the engine.
+
+use std::io;
+use std::mem;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use guest_memory::{Access, AddressSpace, GuestRange};
+use virtqueue::Chain;
+
+use super::config::{BlkConfig, SERIAL_BYTES};
+use super::erase::{Erase, Erasing, LIST_BYTES_MAX};
+use super::flush::Flushes;
+use super::job::{Finished, Job, Transfer, Waiting, Work, used_len};
+use super::request::{HEADER_BYTES, Limits, Request, Status};
+use super::storage::{self, Direction, Outcome, Storage};
+use crate::engine::{Engine, Lane};
+use crate::ranges::{Ranges, Unreachable, gather, put_last, scatter, skip, take};
+
+/// Requests of one device that wait. What comes on top stays in the rings: this bounds the
+/// leases that a guest makes us hold, and its share of the engine's memory.
+const IN_FLIGHT_MAX: usize = 64;
+
+/// Bytes that one request may move on the loop: some 25 µs of copying, for which no thread is
+/// worth waking and after which the next guest has its turn.
+const INLINE_BYTES: u64 = 256 * 1024;
+
+/// What a device needs to serve requests, without its queues.
+#[derive(Debug)]
+pub(super) struct Server {
+    path: PathBuf,
+    complained: bool,
+    storage: Arc<dyn Storage>,
+    limits: Limits,
+    serial: [u8; SERIAL_BYTES],
+    lane: Lane,
+    finished: Arc<Finished>,
+    flushes: Flushes,
+    /// Whether the image does any transfer without waiting, by direction.
+    inline_in: bool,
+    inline_out: bool,
+    in_flight: usize,
+    /// What `finished` gave, until it is looked at; empty between calls.
+    reaped: Vec<Waiting>,
+    /// What is to be answered; empty between calls.
+    ended: Vec<Waiting>,
+    /// Boxes for the next requests that wait.
+    spare: Vec<Waiting>,
+}
+
+/// What is the same for all requests of a turn.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// The queue they came from.
+    pub(super) queue: u16,
+    /// What its driver accepted.
+    pub(super) features: u128,
+    /// What writes is answered when its effect is on stable storage (section 4.4).
+    pub(super) write_through: bool,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    /// It is answered: give the head back with this length.
+    Used(u32),
+    /// `reap` will give it.
+    InFlight,
+}
+
+/// The request has writable bytes, but the last one cannot be written: no answer is possible.
+#[derive(Debug)]
+pub(super) struct NoStatus;
+
+impl Server {
+    /// Serves `storage` of so many sectors as `config` says.
+    pub(super) fn new(
+        config: &BlkConfig,
+        storage: Arc<dyn Storage>,
+        sectors: u64,
+        engine: &Engine,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            path: config.path.clone(),
+            complained: false,
+            storage,
+            limits: Limits {
+                sectors,
+                read_only: config.read_only,
+            },
+            serial: config.serial(),
+            lane: engine.lane(),
+            finished: Arc::new(Finished::new()?),
+            flushes: Flushes::default(),
+            inline_in: true,
+            inline_out: true,
+            in_flight: 0,
+            reaped: Vec::new(),
+            ended: Vec::new(),
+            spare: Vec::new(),
+        })
+    }
+
+    /// Whether another request may be taken; if not, the wake descriptor will say when.
+    pub(super) fn has_room(&self) -> bool {
+        self.in_flight < IN_FLIGHT_MAX
+    }
+
+    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.finished.wake_fd()
+    }
+
+    /// Serves one request of `queue`, by the table of section 4.3.
+    pub(super) fn serve(
+        &mut self,
+        space: &dyn AddressSpace,
+        chain: &Chain,
+        terms: Terms,
+    ) -> Result<Served, NoStatus> {
+        let refused = chain.refusal();
+        let Some(data_in) = chain.writable_len().checked_sub(1) else {
+            if refused.is_some() {
+                return Err(NoStatus);
+            }
+            tracing::debug!(
+                queue = terms.queue,
+                head = chain.head(),
+                "a request without a status byte"
+            );
+            return Ok(Served::Used(0));
+        };
+        let mut ranges = Ranges::default();
+        if refused.is_some() || ranges.translate(space, chain).is_err() {
+            // The status byte may be reachable even so.
+            let last = chain.writable().last().ok_or(NoStatus)?;
+            let last = space
+                .translate(last.addr, last.len, Access::Write)
+                .map_err(|_| NoStatus)?;
+            return answer(last, Status::IoErr, 0, data_in);
+        }
+        let (readable, writable) = ranges.split();
+        let last = *writable.last().ok_or(NoStatus)?;
+        let request = match self.parse(chain, readable, data_in, terms.features) {
+            Ok(request) => request,
+            Err(status) => return answer(last, status, 0, data_in),
+        };
+        let data_out = chain.readable_len() - HEADER_BYTES;
+        let (mut work, data, writes) = match request {
+            Request::GetId => {
+                let written = scatter(take(writable, data_in), &self.serial);
+                return answer(last, Status::Ok, written, data_in);
+            }
+            Request::Flush => (Work::Sync, Default::default(), false),
+            Request::In { offset } => {
+                let transfer = Transfer::new(Direction::In, offset, data_in);
+                (Work::Transfer(transfer), take(writable, data_in), false)
+            }
+            Request::Out { offset } => {
+                let transfer = Transfer::new(Direction::Out, offset, data_out);
+                (Work::Transfer(transfer), skip(readable, HEADER_BYTES), true)
+            }
+            Request::Erase(erasing) => match self.segments(erasing, skip(readable, HEADER_BYTES)) {
+                // What a discard leaves is undefined, so there is nothing to keep.
+                Ok(erase) => (
+                    Work::Erase(erase),
+                    Default::default(),
+                    erasing == Erasing::Zero,
+                ),
+                Err(status) => return answer(last, status, 0, data_in),
+            },
+        };
+        let stable = writes && terms.write_through;
+        if let Some(status) = self.try_now(&mut work, data, stable) {
+            return answer(last, status, work.written(), data_in);
+        }
+        let written = work.written();
+        match self.wait(space, chain, terms.queue, work, stable) {
+            Ok(()) => Ok(Served::InFlight),
+            Err(Unreachable) => answer(last, Status::IoErr, written, data_in),
+        }
+    }
+
+    /// Copies the header, once, and judges it.
+    fn parse(
+        &self,
+        chain: &Chain,
+        readable: &[GuestRange<'_>],
+        data_in: u64,
+        features: u128,
+    ) -> Result<Request, Status> {
+        let mut header = [0; 16];
+        if !gather(readable, &mut header) {
+            return Err(Status::IoErr);
+        }
+        let data_out = chain.readable_len() - HEADER_BYTES;
+        Request::parse(header, data_out, data_in, self.limits, features)
+    }
+
+    /// Copies the segments, once, and judges them.
+    fn segments(&self, erasing: Erasing, data: &[GuestRange<'_>]) -> Result<Erase, Status> {
+        let mut segments = [0; LIST_BYTES_MAX];
+        let len = data.iter().map(GuestRange::len).sum();
+        let segments = segments.get_mut(..len).ok_or(Status::IoErr)?;
+        if !gather(data, segments) {
+            return Err(Status::IoErr);
+        }
+        Erase::parse(erasing, segments, self.limits.sectors)
+    }
+
+    /// Does what can be done without waiting; `None` if something is left.
+    fn try_now(
+        &mut self,
+        work: &mut Work,
+        data: &mut [GuestRange<'_>],
+        stable: bool,
+    ) -> Option<Status> {
+        let transfer = match work {
+            Work::Sync => return self.flushes.failed().then_some(Status::IoErr),
+            Work::Erase(erase) => return erase.extents.is_empty().then_some(Status::Ok),
+            Work::Transfer(transfer) => transfer,
+        };
+        if transfer.len == 0 {
+            return Some(Status::Ok);
+        }
+        let inline = match transfer.direction {
+            Direction::In => &mut self.inline_in,
+            Direction::Out => &mut self.inline_out,
+        };
+        if !*inline || transfer.len > INLINE_BYTES || stable {
+            return None;
+        }
+        let (moved, outcome) = storage::transfer(
+            &*self.storage,
+            transfer.direction,
+            data,
+            transfer.offset,
+            false,
+        );
+        transfer.moved = moved;
+        match outcome {
+            Outcome::Done => Some(Status::Ok),
+            Outcome::WouldWait => None,
+            Outcome::AlwaysWaits => {
+                *inline = false;
+                None
+            }
+            Outcome::Failed(error) => {
+                self.complain(&error);
+                Some(Status::IoErr)
+            }
+        }
+    }
+
+    /// Hands the request to the engine, with leases of its memory.
+    fn wait(
+        &mut self,
+        space: &dyn AddressSpace,
+        chain: &Chain,
+        queue: u16,
+        work: Work,
+        stable: bool,
+    ) -> Result<(), Unreachable> {
+        let mut job = self
+            .spare
+            .pop()
+            .unwrap_or_else(|| Job::new(&self.storage, &self.finished));
+        if job.prepare(space, chain, queue, work, stable).is_err() {
+            job.clear();
+            self.spare.push(job);
+            return Err(Unreachable);
+        }
+        self.in_flight += 1;
+        match job.work {
+            Work::Transfer(_) | Work::Erase(_) => self.lane.submit(job),
+            Work::Sync => self.sync(job),
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self, mut job: Waiting) {
+        if self.flushes.failed() {
+            job.result = Err(io::ErrorKind::Other.into());
+            self.ended.push(job);
+        } else if let Some(job) = self.flushes.join(job) {
+            self.lane.submit(job);
+        }
+    }
+
+    /// Answers what the engine has finished; `used` gets queue, head and length of each.
+    pub(super) fn reap(&mut self, mut used: impl FnMut(u16, u16, u32)) {
+        if self.in_flight == 0 {
+            return;
+        }
+        let mut reaped = mem::take(&mut self.reaped);
+        self.finished.drain_into(&mut reaped);
+        for mut job in reaped.drain(..) {
+            if let Err(error) = &job.result {
+                self.complain(error);
+            }
+            match job.work {
+                Work::Sync => {
+                    let fine = job.result.is_ok();
+                    if let Some(next) = self.flushes.end(fine, &mut self.ended) {
+                        self.lane.submit(next);
+                    }
+                    self.ended.push(job);
+                }
+                Work::Transfer(_) | Work::Erase(_) if job.stable && job.result.is_ok() => {
+                    job.work = Work::Sync;
+                    self.sync(job);
+                }
+                Work::Transfer(_) | Work::Erase(_) => self.ended.push(job),
+            }
+        }
+        self.reaped = reaped;
+        for mut job in self.ended.drain(..) {
+            used(job.queue, job.head, job.answer());
+            job.clear();
+            self.spare.push(job);
+            self.in_flight -= 1;
+        }
+    }
+
+    /// Tells the operator of the first failure of the image; a guest can cause any number.
+    fn complain(&mut self, error: &io::Error) {
+        if mem::replace(&mut self.complained, true) {
+            tracing::debug!(%error, "the image fails again");
+        } else {
+            tracing::warn!(image = %self.path.display(), %error, "the image fails");
+        }
+    }
+}
+
+/// Writes the status byte, the last of `last`.
+fn answer(
+    last: GuestRange<'_>,
+    status: Status,
+    written: u64,
+    data_in: u64,
+) -> Result<Served, NoStatus> {
+    if put_last(last, status as u8) {
+        Ok(Served::Used(used_len(written, data_in)))
+    } else {
+        Err(NoStatus)
+    }
+}

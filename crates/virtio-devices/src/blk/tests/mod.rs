@@ -1,0 +1,8 @@
+//! The block device with a driver on the other side, by the rules of fact sheet section 8.
+
+mod block_device;
+mod endurance;
+mod erasing;
+mod requests;
+mod rig;
+mod waiting;

@@ -1,0 +1,453 @@
+//! Threads for the calls that may wait: file I/O that is not cached, and every sync.
+//!
+//! One [`Engine`] serves all devices of a process; a device submits through its own lane.
+//! No lane ever occupies more than [`WORKERS_PER_LANE`] threads, lanes with work take turns, and
+//! threads are added on demand up to [`MAX_WORKERS`]: a disk that hangs holds up itself only.
+//! The engine does not bound how much a lane queues: its device does, which alone can stop taking
+//! requests. It uses plain threads because a thread's call ends before the process does, which
+//! io_uring does not promise in a PV domain (binding section 6).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use rustix::event::{EventfdFlags, eventfd};
+use slab::Slab;
+
+/// Threads that one device can occupy. More than one, so that reads pass a sync.
+const WORKERS_PER_LANE: usize = 4;
+
+/// Threads of a process: 16 devices can hang completely before others have to wait.
+const MAX_WORKERS: usize = 64;
+
+/// The thread pool. Clones are handles to the same pool; its threads end with the last handle.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    handle: Arc<Handle>,
+}
+
+impl Engine {
+    /// Starts the pool with its first thread.
+    ///
+    /// # Errors
+    ///
+    /// The system has no thread left.
+    pub fn new() -> io::Result<Self> {
+        let pool = Arc::new(Pool {
+            state: Mutex::default(),
+            work: Condvar::new(),
+        });
+        pool.lock().workers = 1;
+        spawn_worker(&pool)?;
+        Ok(Self {
+            handle: Arc::new(Handle { pool }),
+        })
+    }
+
+    /// A lane for one device.
+    pub(crate) fn lane(&self) -> Lane {
+        let id = self.handle.pool.lock().lanes.insert(LaneState::default());
+        Lane {
+            handle: Arc::clone(&self.handle),
+            id,
+        }
+    }
+}
+
+/// Something that may wait. It reports its end itself, through [`Completions`].
+pub(crate) trait Job: Send {
+    /// Runs on a thread of the pool.
+    fn run(self: Box<Self>);
+}
+
+/// One device's way into the pool. Dropping it drops the jobs that have not begun.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    handle: Arc<Handle>,
+    id: usize,
+}
+
+impl Lane {
+    /// Queues `job`; the lane's jobs begin in this order.
+    pub(crate) fn submit(&self, job: Box<dyn Job>) {
+        let pool = &self.handle.pool;
+        let grow = pool.lock().submit(self.id, job);
+        pool.work.notify_one();
+        if grow && let Err(error) = spawn_worker(pool) {
+            // Not fatal: the threads that stand get to the job in turn.
+            pool.lock().workers -= 1;
+            tracing::warn!(%error, "no further I/O thread");
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // Outside the lock, as jobs hold leases, and the last lease unmaps.
+        let dropped = self.handle.pool.lock().close_lane(self.id);
+        drop(dropped);
+    }
+}
+
+/// Closes the pool with the last engine handle and lane.
+struct Handle {
+    pool: Arc<Pool>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.pool.lock().closed = true;
+        self.pool.work.notify_all();
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.pool.lock();
+        f.debug_struct("Handle")
+            .field("lanes", &state.lanes.len())
+            .field("workers", &state.workers)
+            .field("wanted", &state.wanted)
+            .finish()
+    }
+}
+
+struct Pool {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run_worker(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some((id, job)) = state.take() {
+                drop(state);
+                job.run();
+                state = self.lock();
+                state.finish(id);
+            } else if state.closed {
+                return;
+            } else {
+                state = self
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+fn spawn_worker(pool: &Arc<Pool>) -> io::Result<()> {
+    let pool = Arc::clone(pool);
+    thread::Builder::new()
+        .name("blk-io".to_owned())
+        .spawn(move || pool.run_worker())
+        .map(drop)
+}
+
+#[derive(Default)]
+struct State {
+    lanes: Slab<LaneState>,
+    /// Lanes with a job that may begin, each at most once.
+    ready: VecDeque<usize>,
+    /// Threads that run.
+    workers: usize,
+    /// Threads that the lanes could use at this moment.
+    wanted: usize,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct LaneState {
+    jobs: VecDeque<Box<dyn Job>>,
+    running: usize,
+    ready: bool,
+    closed: bool,
+}
+
+impl LaneState {
+    fn wanted(&self) -> usize {
+        (self.jobs.len() + self.running).min(WORKERS_PER_LANE)
+    }
+
+    fn may_begin(&self) -> bool {
+        !self.jobs.is_empty() && self.running < WORKERS_PER_LANE
+    }
+}
+
+impl State {
+    /// Changes a lane and brings the figures of the whole up to date.
+    fn update<R>(&mut self, id: usize, change: impl FnOnce(&mut LaneState) -> R) -> Option<R> {
+        let lane = self.lanes.get_mut(id)?;
+        let before = lane.wanted();
+        let result = change(lane);
+        self.wanted = self.wanted - before + lane.wanted();
+        if lane.may_begin() && !lane.ready {
+            lane.ready = true;
+            self.ready.push_back(id);
+        }
+        if lane.closed && lane.running == 0 {
+            self.lanes.remove(id);
+        }
+        Some(result)
+    }
+
+    /// True: the caller starts one more thread, which is counted already.
+    fn submit(&mut self, id: usize, job: Box<dyn Job>) -> bool {
+        self.update(id, |lane| lane.jobs.push_back(job));
+        let grow = self.wanted > self.workers && self.workers < MAX_WORKERS;
+        self.workers += usize::from(grow);
+        grow
+    }
+
+    fn take(&mut self) -> Option<(usize, Box<dyn Job>)> {
+        let id = self.ready.pop_front()?;
+        let job = self.update(id, |lane| {
+            lane.ready = false;
+            lane.running += 1;
+            lane.jobs.pop_front()
+        })??;
+        Some((id, job))
+    }
+
+    fn finish(&mut self, id: usize) {
+        self.update(id, |lane| lane.running -= 1);
+    }
+
+    fn close_lane(&mut self, id: usize) -> VecDeque<Box<dyn Job>> {
+        self.ready.retain(|ready| *ready != id);
+        self.update(id, |lane| {
+            lane.closed = true;
+            mem::take(&mut lane.jobs)
+        })
+        .unwrap_or_default()
+    }
+}
+
+/// What the pool has finished for one device, and the descriptor that wakes its loop.
+#[derive(Debug)]
+pub(crate) struct Completions<T> {
+    finished: Mutex<Vec<T>>,
+    wake: OwnedFd,
+}
+
+impl<T> Completions<T> {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            finished: Mutex::default(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    /// Called on a thread of the pool.
+    pub(crate) fn push(&self, item: T) {
+        let mut finished = self.lock();
+        finished.push(item);
+        if finished.len() == 1 {
+            // Cannot fail: the counter is 0 while the list is empty.
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Moves all that is finished into the empty `out`; called on the loop.
+    pub(crate) fn drain_into(&self, out: &mut Vec<T>) {
+        let mut finished = self.lock();
+        if !finished.is_empty() {
+            mem::swap(&mut *finished, out);
+            // Under the lock like the write, so that the descriptor is never readable for nothing.
+            let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        }
+    }
+
+    /// Readable while something is finished and not drained.
+    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    struct Call<F>(F);
+
+    impl<F: FnOnce() + Send> Job for Call<F> {
+        fn run(self: Box<Self>) {
+            (self.0)();
+        }
+    }
+
+    fn job(call: impl FnOnce() + Send + 'static) -> Box<dyn Job> {
+        Box::new(Call(call))
+    }
+
+    /// A job that says that it began, and ends when it is told to.
+    fn gated(began: &Sender<()>) -> (Box<dyn Job>, Sender<()>) {
+        let (open, gate): (_, Receiver<()>) = channel();
+        let began = began.clone();
+        let call = job(move || {
+            began.send(()).unwrap();
+            let _ = gate.recv();
+        });
+        (call, open)
+    }
+
+    #[test]
+    fn a_lane_that_hangs_stops_no_other() {
+        let engine = Engine::new().unwrap();
+        let (stuck, free) = (engine.lane(), engine.lane());
+        let (began, begun) = channel();
+        let mut gates = Vec::new();
+        for _ in 0..10 * WORKERS_PER_LANE {
+            let (call, gate) = gated(&began);
+            stuck.submit(call);
+            gates.push(gate);
+        }
+        for _ in 0..WORKERS_PER_LANE {
+            begun.recv().unwrap();
+        }
+        let (done, served) = channel();
+        for turn in 0..100 {
+            let done = done.clone();
+            free.submit(job(move || done.send(turn).unwrap()));
+        }
+        for _ in 0..100 {
+            served.recv().unwrap();
+        }
+        assert!(
+            begun.try_recv().is_err(),
+            "more threads than a lane may have"
+        );
+    }
+
+    #[test]
+    fn a_lane_never_has_more_than_its_threads() {
+        let engine = Engine::new().unwrap();
+        let lanes: Vec<_> = (0..3).map(|_| engine.lane()).collect();
+        let (done, ended) = channel();
+        let counts: Vec<_> = lanes
+            .iter()
+            .map(|_| Arc::new(AtomicUsize::new(0)))
+            .collect();
+        for turn in 0..300 {
+            let (running, done) = (Arc::clone(&counts[turn % 3]), done.clone());
+            lanes[turn % 3].submit(job(move || {
+                let others = running.fetch_add(1, Ordering::SeqCst);
+                thread::yield_now();
+                running.fetch_sub(1, Ordering::SeqCst);
+                done.send(others).unwrap();
+            }));
+        }
+        for _ in 0..300 {
+            assert!(ended.recv().unwrap() < WORKERS_PER_LANE);
+        }
+        assert!(engine.handle.pool.lock().workers <= 3 * WORKERS_PER_LANE);
+    }
+
+    #[test]
+    fn jobs_of_a_lane_begin_in_order() {
+        let engine = Engine::new().unwrap();
+        let lane = engine.lane();
+        let (began, begun) = channel();
+        let mut gates = Vec::new();
+        for _ in 0..WORKERS_PER_LANE {
+            let (call, gate) = gated(&began);
+            lane.submit(call);
+            gates.push(gate);
+        }
+        for _ in 0..WORKERS_PER_LANE {
+            begun.recv().unwrap();
+        }
+        let (done, order) = channel();
+        for turn in 0..50 {
+            let done = done.clone();
+            lane.submit(job(move || done.send(turn).unwrap()));
+        }
+        // One thread comes free: it alone takes the rest.
+        drop(gates.pop());
+        let seen: Vec<_> = (0..50).map(|_| order.recv().unwrap()).collect();
+        assert_eq!(seen, (0..50).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn dropping_a_lane_drops_what_has_not_begun() {
+        let engine = Engine::new().unwrap();
+        let lane = engine.lane();
+        let (began, begun) = channel();
+        let mut gates = Vec::new();
+        let held = Arc::new(());
+        for _ in 0..3 * WORKERS_PER_LANE {
+            let (call, gate) = gated(&began);
+            let held = Arc::clone(&held);
+            lane.submit(job(move || {
+                call.run();
+                drop(held);
+            }));
+            gates.push(gate);
+        }
+        for _ in 0..WORKERS_PER_LANE {
+            begun.recv().unwrap();
+        }
+        drop(lane);
+        assert_eq!(Arc::strong_count(&held), 1 + WORKERS_PER_LANE);
+        drop(gates);
+
+        // The pool goes on, and its figures are right again.
+        let lane = engine.lane();
+        let (done, ended) = channel();
+        lane.submit(job(move || done.send(()).unwrap()));
+        ended.recv().unwrap();
+        assert!(begun.try_recv().is_err());
+    }
+
+    #[test]
+    fn completions_wake_until_they_are_drained() {
+        let completions = Completions::new().unwrap();
+        let readable = || {
+            let mut fds = [PollFd::from_borrowed_fd(
+                completions.wake_fd(),
+                PollFlags::IN,
+            )];
+            poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+        };
+        let mut out = Vec::new();
+        assert!(!readable());
+        for round in 0..3 {
+            completions.push(round);
+            completions.push(round);
+            assert!(readable());
+            completions.drain_into(&mut out);
+            assert_eq!(out, [round, round]);
+            out.clear();
+            assert!(!readable());
+        }
+
+        // Also when both sides are busy at once.
+        thread::scope(|scope| {
+            scope.spawn(|| (0..5000).for_each(|item| completions.push(item)));
+            let mut seen = 0;
+            while seen < 5000 {
+                completions.drain_into(&mut out);
+                seen += out.drain(..).count();
+            }
+        });
+        assert!(!readable());
+    }
+}
