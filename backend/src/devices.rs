@@ -1,0 +1,313 @@
+//! The devices that the toolstack wants on an instance, and what the backend answers
+//! (binding sections 2 and 8).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use virtio_devices::blk::{Blk, BlkConfig};
+use virtio_devices::rng::Rng;
+use virtio_devices::{DeviceModel, Engine};
+use xen_bus::config::{DeviceConfig, Mode};
+use xenstore::{Client, StoreError, Tree as _};
+
+use crate::instance::Paths;
+use crate::negotiation::{Done, read, transact};
+
+/// Devices of one instance; each costs a model, its queues and an open file.
+pub const MAX_DEVICES: usize = 64;
+
+/// One device and how far it is.
+#[derive(Debug)]
+pub(crate) struct Device {
+    /// What serves it.
+    pub(crate) model: Box<dyn DeviceModel>,
+    /// Stable identity, for GET_DEVICE_INFO.
+    pub(crate) uuid: [u8; 16],
+    leaving: Leaving,
+}
+
+/// How a device was told to go; never back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Leaving {
+    No,
+    Asked,
+    Forced,
+}
+
+/// What the session has to do about a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It is ready: show it to the driver.
+    Added(u16),
+    /// Ask the driver to let it go.
+    Ask(u16),
+    /// Take it away.
+    Force(u16),
+}
+
+/// All devices of one instance.
+#[derive(Debug, Default)]
+pub(crate) struct Devices {
+    live: BTreeMap<u16, Device>,
+    /// Numbers that had a device: none is given twice (section 8).
+    spent: BTreeSet<u16>,
+}
+
+impl Devices {
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u16, &mut Device)> {
+        self.live
+            .iter_mut()
+            .map(|(number, device)| (*number, device))
+    }
+
+    pub(crate) fn get_mut(&mut self, number: u16) -> Option<&mut Device> {
+        self.live.get_mut(&number)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// Compares the directory with what stands, opens what is new, and says what changed.
+    ///
+    /// # Errors
+    /// The connection to XenStore failed.
+    pub(crate) fn reconcile(
+        &mut self,
+        store: &mut Client,
+        paths: &Paths,
+        engine: &Engine,
+    ) -> Result<Vec<Change>, StoreError> {
+        let mut changes = Vec::new();
+        let listed: BTreeSet<u16> = match store.directory(&paths.own("device")) {
+            Ok(names) => names.iter().filter_map(|name| parse_number(name)).collect(),
+            Err(error) if error.is_absent() => BTreeSet::new(),
+            Err(error) => return Err(error),
+        };
+        for number in &listed {
+            let online = read(store, &format!("{}/online", paths.device(*number)))?;
+            match (self.live.get_mut(number), online.as_deref()) {
+                (None, Some(b"1")) => {
+                    if self.open(store, paths, engine, *number)? {
+                        changes.push(Change::Added(*number));
+                    }
+                }
+                (None, Some(_)) if !self.spent.contains(number) => {
+                    self.spent.insert(*number);
+                    set_status(store, paths, *number, "removed", None)?;
+                }
+                (None, _) => {}
+                (Some(device), Some(b"1")) if device.leaving == Leaving::No => {}
+                (Some(device), Some(b"0" | b"1")) => {
+                    if device.raise(Leaving::Asked) {
+                        set_status(store, paths, *number, "removing", None)?;
+                        changes.push(Change::Ask(*number));
+                    }
+                }
+                // "force", nonsense, or the directory is being deleted
+                (Some(device), _) => {
+                    if device.raise(Leaving::Forced) {
+                        changes.push(Change::Force(*number));
+                    }
+                }
+            }
+        }
+        for (number, device) in &mut self.live {
+            if !listed.contains(number) && device.raise(Leaving::Forced) {
+                changes.push(Change::Force(*number));
+            }
+        }
+        Ok(changes)
+    }
+
+    /// The device has gone from the bus, and nothing of it is held any more.
+    ///
+    /// # Errors
+    /// The connection to XenStore failed.
+    pub(crate) fn removed(
+        &mut self,
+        store: &mut Client,
+        paths: &Paths,
+        number: u16,
+    ) -> Result<(), StoreError> {
+        if self.live.remove(&number).is_some() {
+            tracing::info!(path = paths.backend, dev_num = number, "device removed");
+            set_status(store, paths, number, "removed", None)?;
+        }
+        Ok(())
+    }
+
+    /// The connection has ended: what was told to go has no driver any more, and is gone.
+    ///
+    /// # Errors
+    /// The connection to XenStore failed.
+    pub(crate) fn remove_leaving(
+        &mut self,
+        store: &mut Client,
+        paths: &Paths,
+    ) -> Result<(), StoreError> {
+        let leaving = self
+            .live
+            .iter()
+            .filter(|(_, device)| device.leaving != Leaving::No)
+            .map(|(number, _)| *number);
+        for number in leaving.collect::<Vec<_>>() {
+            self.removed(store, paths, number)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is ready now.
+    fn open(
+        &mut self,
+        store: &mut Client,
+        paths: &Paths,
+        engine: &Engine,
+        number: u16,
+    ) -> Result<bool, StoreError> {
+        if self.spent.contains(&number) {
+            let known = read(store, &format!("{}/status", paths.device(number)))?;
+            if !matches!(known.as_deref(), Some(b"failed" | b"removed")) {
+                let why = format!(
+                    "device number {number} was used before on this bus; attach gives the next one"
+                );
+                set_status(store, paths, number, "failed", Some(&why))?;
+            }
+            return Ok(false);
+        }
+        if self.live.len() >= MAX_DEVICES {
+            self.spent.insert(number);
+            let why = format!("the bus has {MAX_DEVICES} devices, the most that one bus may have");
+            set_status(store, paths, number, "failed", Some(&why))?;
+            return Ok(false);
+        }
+        self.spent.insert(number);
+        set_status(store, paths, number, "building", None)?;
+        let line = read(store, &format!("{}/config", paths.device(number)))?.unwrap_or_default();
+        match open_model(&line, engine) {
+            Ok((model, uuid)) => {
+                tracing::info!(path = paths.backend, dev_num = number, "device ready");
+                let device = Device {
+                    model,
+                    uuid,
+                    leaving: Leaving::No,
+                };
+                self.live.insert(number, device);
+                set_status(store, paths, number, "ready", None)?;
+                Ok(true)
+            }
+            Err(why) => {
+                tracing::error!(path = paths.backend, dev_num = number, why, "device failed");
+                set_status(store, paths, number, "failed", Some(&why))?;
+                Ok(false)
+            }
+        }
+    }
+}
+
+impl Device {
+    /// Whether that is news.
+    fn raise(&mut self, to: Leaving) -> bool {
+        let news = to > self.leaving;
+        self.leaving = self.leaving.max(to);
+        news
+    }
+}
+
+/// Makes the model that a configuration line asks for; the error is for the node `error`, which
+/// only the toolstack can read.
+fn open_model(line: &[u8], engine: &Engine) -> Result<(Box<dyn DeviceModel>, [u8; 16]), String> {
+    let line = std::str::from_utf8(line).map_err(|_| "config is not text".to_owned())?;
+    let config: DeviceConfig = line.parse().map_err(|error| format!("config: {error}"))?;
+    match config.device_type.as_str() {
+        "blk" => {
+            let path = config.path.ok_or("config: type=blk needs path=")?;
+            let blk = Blk::open(
+                &BlkConfig {
+                    path: path.into(),
+                    read_only: config.mode == Mode::ReadOnly,
+                    serial: config.serial.unwrap_or_default(),
+                    queues: config.queues,
+                },
+                engine,
+            )
+            .map_err(|error| error.to_string())?;
+            Ok((Box::new(blk), config.uuid.unwrap_or_default().into_bytes()))
+        }
+        "rng" => {
+            if config.path.is_some() || config.serial.is_some() || config.queues != 1 {
+                return Err("config: type=rng has no path, no serial and one queue".to_owned());
+            }
+            let rng = Rng::open().map_err(|error| error.to_string())?;
+            Ok((Box::new(rng), config.uuid.unwrap_or_default().into_bytes()))
+        }
+        other => Err(format!(
+            "config: type={other} is not known; known are: blk, rng"
+        )),
+    }
+}
+
+/// Answers the toolstack, in a transaction that reads `online`: a directory that it deleted
+/// meanwhile is not made again.
+fn set_status(
+    store: &mut Client,
+    paths: &Paths,
+    number: u16,
+    status: &str,
+    error: Option<&str>,
+) -> Result<(), StoreError> {
+    let device = paths.device(number);
+    transact(store, |tx| {
+        if read(tx, &format!("{device}/online"))?.is_none() {
+            return Ok(Done::No);
+        }
+        let told = format!("{device}/error");
+        match error {
+            Some(error) => tx.write(&told, error)?,
+            None if read(tx, &told)?.is_some() => tx.rm(&told)?,
+            None => {}
+        }
+        tx.write(&format!("{device}/status"), status)?;
+        Ok(Done::Yes(()))
+    })
+    .map(drop)
+}
+
+fn parse_number(name: &str) -> Option<u16> {
+    u16::try_from(xen_types::parse_decimal(name.as_bytes())?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(line: &str) -> Result<u32, String> {
+        let engine = Engine::new().unwrap();
+        open_model(line.as_bytes(), &engine).map(|(model, _)| model.describe().device_id)
+    }
+
+    #[test]
+    fn an_entropy_device_needs_nothing_and_takes_nothing() {
+        assert_eq!(open("type=rng"), Ok(4));
+        for more in ["serial=a", "queues=2", "path=/dev/urandom"] {
+            let refused = open(&format!("type=rng,{more}")).unwrap_err();
+            assert_eq!(
+                refused,
+                "config: type=rng has no path, no serial and one queue"
+            );
+        }
+    }
+
+    #[test]
+    fn errors_name_what_is_wrong_with_the_line() {
+        let unknown = "config: type=tape is not known; known are: blk, rng";
+        assert_eq!(open("type=tape").unwrap_err(), unknown);
+        let no_path = "config: type=blk needs path=";
+        assert_eq!(open("type=blk").unwrap_err(), no_path);
+        let absent = open("type=blk,path=/no/such/image").unwrap_err();
+        assert_eq!(absent, "/no/such/image: there is no such image");
+    }
+}

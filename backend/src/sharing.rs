@@ -1,0 +1,281 @@
+//! Areas that the frontend shares: mapped in chunks, a bounded number of pages a turn, in the
+//! order of the requests (binding section 6).
+
+use std::collections::VecDeque;
+
+use guest_memory::{Access, Area, UnmapError};
+use virtio_msg::wire::{MsgId, Token};
+use virtio_msg::{DeviceSideBus, PrivateRequest};
+use xen_bus::areas::{AreaLimits, AreaTable, ShareJob, ShareStep, Withdrawal, WorkBudget};
+use xen_bus::keys::BackendOffer;
+use xen_bus::messages::{AreaReply, AreaResult, AreaShare, PrivateMessage};
+use xen_hal::{MapError, MappingBuilder};
+use xen_types::{DomId, GrantRef, PAGE_SIZE};
+
+use crate::host::Host;
+use crate::instance::InstanceId;
+
+/// The areas of one connection.
+#[derive(Debug)]
+pub(crate) struct Sharing {
+    table: AreaTable,
+    /// Requests that wait for their turn; no more than the ring has slots.
+    waiting: VecDeque<(Token, PrivateMessage)>,
+    work: Option<Work>,
+    budget: WorkBudget,
+}
+
+/// What is under way.
+#[derive(Debug)]
+enum Work {
+    /// An area is being mapped.
+    Map(Mapping),
+    /// An area that translates no more waits to be unmapped.
+    Unmap {
+        token: Token,
+        withdrawal: Withdrawal,
+        area: Area,
+    },
+}
+
+/// An area that is being mapped.
+#[derive(Debug)]
+struct Mapping {
+    token: Token,
+    job: ShareJob,
+    builder: MappingBuilder,
+}
+
+impl Sharing {
+    pub(crate) fn new(offer: &BackendOffer) -> Self {
+        Self {
+            table: AreaTable::new(AreaLimits {
+                max_areas: offer.max_areas,
+                max_area_pages: offer.max_area_pages,
+            }),
+            waiting: VecDeque::new(),
+            work: None,
+            budget: WorkBudget::new(),
+        }
+    }
+
+    /// What bus addresses mean now.
+    pub(crate) fn space(&self) -> &AreaTable {
+        &self.table
+    }
+
+    /// Takes a private request of the bus.
+    pub(crate) fn request(&mut self, id: InstanceId, request: &PrivateRequest) {
+        match PrivateMessage::parse(request.msg_id.0, false, &request.payload) {
+            Ok(message) => self.waiting.push_back((request.token, message)),
+            Err(error) => tracing::debug!(%id, %error, "private request discarded"),
+        }
+    }
+
+    /// One turn's work; true: there is more.
+    ///
+    /// # Errors
+    /// Pages that were to be unmapped are still mapped: nothing may be promised any more.
+    pub(crate) fn step(
+        &mut self,
+        host: &Host,
+        id: InstanceId,
+        bus: &mut DeviceSideBus,
+    ) -> Result<bool, UnmapError> {
+        if self.work.is_none() && self.waiting.is_empty() {
+            return Ok(false);
+        }
+        self.budget.next_turn();
+        loop {
+            match self.work.take() {
+                Some(Work::Map(mapping)) => {
+                    if let Some(unfinished) = self.map_some(host, id, mapping, bus) {
+                        self.work = Some(Work::Map(unfinished));
+                        return Ok(true);
+                    }
+                    continue;
+                }
+                Some(Work::Unmap {
+                    token,
+                    withdrawal,
+                    area,
+                }) => {
+                    if !self.budget.take_whole(withdrawal.pages()) {
+                        self.work = Some(Work::Unmap {
+                            token,
+                            withdrawal,
+                            area,
+                        });
+                        return Ok(true);
+                    }
+                    area.unmap()?;
+                    let reply = self.table.finish_unshare(withdrawal);
+                    answer(bus, token, &PrivateMessage::AreaUnshareReply(reply));
+                    continue;
+                }
+                None => {}
+            }
+            match self.waiting.pop_front() {
+                None => return Ok(false),
+                Some((token, PrivateMessage::AreaShare(request))) => {
+                    self.begin(host, id, token, request, bus);
+                }
+                Some((token, PrivateMessage::AreaUnshare(request))) => {
+                    self.begin_unshare(id, token, request.area_id, bus);
+                }
+                // Nothing else is a request of the driver side.
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Unmaps every area, at the end of the connection.
+    ///
+    /// # Errors
+    /// The first that could not be unmapped; the others were tried all the same.
+    pub(crate) fn unmap_all(self) -> Result<(), UnmapError> {
+        // What was still being mapped is unmapped by dropping its builder.
+        let withdrawn = match self.work {
+            Some(Work::Unmap { area, .. }) => Some(area),
+            _ => None,
+        };
+        withdrawn
+            .into_iter()
+            .chain(self.table.into_areas())
+            .map(Area::unmap)
+            .fold(Ok(()), Result::and)
+    }
+
+    fn begin(
+        &mut self,
+        host: &Host,
+        id: InstanceId,
+        token: Token,
+        request: AreaShare,
+        bus: &mut DeviceSideBus,
+    ) {
+        let refused = |result| {
+            PrivateMessage::AreaShareReply(AreaReply {
+                area_id: request.area_id,
+                result,
+            })
+        };
+        let job = match self.table.begin_share(request) {
+            Ok(job) => job,
+            Err(refusal) => {
+                tracing::warn!(%id, %refusal, "area refused");
+                return answer(bus, token, &refused(refusal.result()));
+            }
+        };
+        let pages = usize::try_from(job.pages()).unwrap_or(usize::MAX);
+        match host
+            .platform
+            .begin_mapping(id.frontend, pages, job.access())
+        {
+            Ok(builder) => {
+                self.work = Some(Work::Map(Mapping {
+                    token,
+                    job,
+                    builder,
+                }));
+            }
+            Err(error) => {
+                tracing::warn!(%id, %error, "area refused");
+                let reply = self.table.abandon_share(job, AreaResult::NO_ROOM);
+                answer(bus, token, &PrivateMessage::AreaShareReply(reply));
+            }
+        }
+    }
+
+    /// Maps as much as the turn allows; gives the job back if it is not at its end.
+    fn map_some(
+        &mut self,
+        host: &Host,
+        id: InstanceId,
+        mapping: Mapping,
+        bus: &mut DeviceSideBus,
+    ) -> Option<Mapping> {
+        let Mapping {
+            token,
+            mut job,
+            mut builder,
+        } = mapping;
+        let result = loop {
+            let done = match job.step(&mut self.budget) {
+                ShareStep::MapDirectory(gref) => match copy_page(host, id.frontend, gref) {
+                    Ok(page) => job.directory(&page).map_err(|refusal| {
+                        tracing::warn!(%id, %refusal, "area refused");
+                        refusal.result()
+                    }),
+                    Err(error) => Err(refuse(id, &error)),
+                },
+                ShareStep::MapData(refs) => builder.map(&refs).map_err(|error| refuse(id, &error)),
+                ShareStep::NextTurn => {
+                    return Some(Mapping {
+                        token,
+                        job,
+                        builder,
+                    });
+                }
+                ShareStep::Mapped => break builder.finish().map_err(|error| refuse(id, &error)),
+            };
+            if let Err(result) = done {
+                break Err(result);
+            }
+        };
+        let reply = match result {
+            Ok(area) => self.table.finish_share(job, area),
+            Err(result) => self.table.abandon_share(job, result),
+        };
+        answer(bus, token, &PrivateMessage::AreaShareReply(reply));
+        None
+    }
+
+    /// Stops translating an area at once, or answers why not.
+    fn begin_unshare(
+        &mut self,
+        id: InstanceId,
+        token: Token,
+        area_id: u16,
+        bus: &mut DeviceSideBus,
+    ) {
+        match self.table.begin_unshare(area_id) {
+            Ok((withdrawal, area)) => {
+                self.work = Some(Work::Unmap {
+                    token,
+                    withdrawal,
+                    area,
+                });
+            }
+            Err(refusal) => {
+                tracing::debug!(%id, %refusal, "area kept");
+                let result = refusal.result();
+                let reply = PrivateMessage::AreaUnshareReply(AreaReply { area_id, result });
+                answer(bus, token, &reply);
+            }
+        }
+    }
+}
+
+/// Copies a page of the guest's once and lets go of it.
+fn copy_page(host: &Host, peer: DomId, gref: GrantRef) -> Result<[u8; PAGE_SIZE], MapError> {
+    let mut builder = host.platform.begin_mapping(peer, 1, Access::Read)?;
+    builder.map(&[gref])?;
+    let area = builder.finish()?;
+    let mut page = [0; PAGE_SIZE];
+    if let Ok(range) = area.range(0, PAGE_SIZE as u64, Access::Read) {
+        // The page is exactly as long as the copy.
+        let _ = range.read(0, &mut page);
+    }
+    drop(area);
+    Ok(page)
+}
+
+fn refuse(id: InstanceId, error: &MapError) -> AreaResult {
+    tracing::warn!(%id, %error, "area refused");
+    AreaResult::REFUSED
+}
+
+fn answer(bus: &mut DeviceSideBus, token: Token, message: &PrivateMessage) {
+    bus.answer_private(MsgId(message.msg_id()), token, &message.emit());
+}
