@@ -1,1 +1,27 @@
-//! The driver side of the bus in user space: finds its bus in XenStore and drives devices on it.
+//! The driver side of the virtio-msg bus over Xen in user space: finds its bus in XenStore, shares
+//! memory with the backend, and drives devices.
+//!
+//! [`Frontend`] is one bus instance, [`Disk`] a block device on it. Nothing that the backend
+//! writes is believed unchecked; a guest that runs this does not trust its backend.
+
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod disk;
+mod error;
+mod frontend;
+mod instance;
+mod link;
+mod pool;
+
+pub use disk::{BLK_DEVICE_ID, Disk, Finished, MAX_REQUEST, MAX_SLOTS, Operation, SECTOR, Status};
+pub use error::FrontendError;
+pub use frontend::{Frontend, Watched, open_platform};
+pub use instance::Instance;
+pub use link::{Link, LinkOptions};
+pub use pool::{Block, Pool, PoolFull};

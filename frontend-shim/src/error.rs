@@ -1,0 +1,122 @@
+//! Why a frontend cannot do what it was asked to.
+
+use std::io;
+use std::time::Duration;
+
+use xen_bus::handshake::XenbusState;
+use xen_bus::keys::KeyError;
+use xen_bus::ring::RingFault;
+use xen_hal::{EvtchnError, GrantError, OpenError};
+use xenstore::StoreError;
+
+/// What a user of the frontend has to know. Messages name the bus, the device and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontendError {
+    /// No Xen, no hosted platform, or a module is missing.
+    #[error(transparent)]
+    Platform(#[from] OpenError),
+    /// XenStore cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The toolstack made no such instance.
+    #[error("this domain has no bus {handle}: attach a device to it first (`vmsg attach` in dom0)")]
+    NoInstance {
+        /// The number of the bus.
+        handle: u32,
+    },
+    /// The guest's kernel drives the instance.
+    #[error("bus {handle} is driven by the kernel ({driver}): its devices are this kernel's own")]
+    KernelDriver {
+        /// The number of the bus.
+        handle: u32,
+        /// The driver's name.
+        driver: String,
+    },
+    /// Another process is the frontend.
+    #[error("bus {handle} is in use by another vmsg process of this domain")]
+    InUse {
+        /// The number of the bus.
+        handle: u32,
+    },
+    /// The lock file.
+    #[error("lock {path}: {source}")]
+    Lock {
+        /// The file.
+        path: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The backend is not there, or refused.
+    #[error(
+        "bus {handle}: not connected after {waited:?}, the backend in domain {backend} is in state {} ({hint})",
+        .state.number()
+    )]
+    NoBackend {
+        /// The number of the bus.
+        handle: u32,
+        /// The backend's domain.
+        backend: u16,
+        /// Its state.
+        state: XenbusState,
+        /// How long was waited.
+        waited: Duration,
+        /// What that means.
+        hint: String,
+    },
+    /// Sharing memory with the backend failed.
+    #[error("bus {handle}: {source}")]
+    Grant {
+        /// The number of the bus.
+        handle: u32,
+        /// The reason.
+        source: GrantError,
+    },
+    /// No event channel.
+    #[error(transparent)]
+    EventChannel(#[from] EvtchnError),
+    /// What the backend offers.
+    #[error("the backend's offer: {0}")]
+    Offer(#[from] KeyError),
+    /// The connection ended while something was outstanding.
+    #[error("bus {handle}: the connection ended: {why}")]
+    Disconnected {
+        /// The number of the bus.
+        handle: u32,
+        /// The reason, as far as it is known here.
+        why: String,
+    },
+    /// The backend broke the ring.
+    #[error("the backend broke the message ring: {0}")]
+    Ring(#[from] RingFault),
+    /// The backend did not answer in time.
+    #[error("bus {handle}: no answer within {limit:?} to {what}")]
+    Timeout {
+        /// The number of the bus.
+        handle: u32,
+        /// What was asked.
+        what: String,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The backend refused an area.
+    #[error("bus {handle}: the backend refused to map {pages} pages ({result})")]
+    AreaRefused {
+        /// The number of the bus.
+        handle: u32,
+        /// Pages of the area.
+        pages: usize,
+        /// The backend's answer.
+        result: String,
+    },
+    /// The device cannot be used.
+    #[error("device {dev_num}: {why}")]
+    Device {
+        /// The device number.
+        dev_num: u16,
+        /// The reason.
+        why: String,
+    },
+    /// Something local.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
