@@ -1,0 +1,266 @@
+//! `vmsg attach`: gives a device to a guest (binding section 2).
+//!
+//! Everything is made in one transaction, permissions before any key, so that neither side sees
+//! half of it, and the guest never sees what the host's device is made of.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use xen_bus::config::DeviceConfig;
+use xen_hal::PlatformSpec;
+use xen_types::{DomId, parse_decimal};
+use xenstore::{Access, Client, Permissions, StoreError, Transaction, Tree as _};
+
+use crate::bus::Bus;
+use crate::domain::{self, read_text};
+use crate::{detach, output, platform, stale, wait};
+
+/// How long a backend that runs may take to find a new bus.
+const DISCOVERY_LIMIT: Duration = Duration::from_secs(1);
+/// How long it may take to open the device.
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Give a device to a guest, whether or not the guest uses its bus yet.
+///
+/// CONFIG is one line, the same as in xl.cfg and in XenStore:
+/// type=blk|rng,mode=rw|ro,serial=TEXT,queues=N,uuid=UUID,path=FILE. Only type is needed, and path
+/// for a block device; path= takes the rest of the line. Prints the number that the device got on the bus; it is not
+/// given again while the bus lives.
+///
+/// If the backend cannot open the device, nothing is left of it, and the exit status is 1. If no
+/// backend runs, the device waits for one.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  vmsg attach guest1 type=blk,path=/srv/guest1.img
+  vmsg attach guest1 type=blk,mode=ro,serial=install,path=/srv/debian.iso
+  vmsg attach guest1 type=rng
+  vmsg attach 7 --bus 1 type=blk,path=/dev/vg0/guest1-data")]
+pub(crate) struct Options {
+    /// The guest, by name or number.
+    domain: String,
+    /// The guest's bus to put the device on; it is made if it is not there.
+    #[arg(long, value_name = "HANDLE", default_value_t = 0)]
+    bus: u32,
+    /// What the device is.
+    config: DeviceConfig,
+}
+
+/// What the backend made of a device.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// It is on the bus.
+    Ready,
+    /// It cannot be opened, and why.
+    Failed(String),
+    /// No backend looked at it in time.
+    Nobody,
+}
+
+pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> {
+    let mut store = platform::open_dom0_store(spec)?;
+    stale::sweep(&mut store)?;
+    let guest = domain::find(&mut store, &options.domain)?;
+    let bus = Bus {
+        frontend_id: guest,
+        backend_id: DomId::DOM0,
+        handle: options.bus,
+    };
+    let mut config = options.config.clone();
+    if let Some(path) = &mut config.path {
+        *path = absolute(path)?;
+    }
+    let number = attach(&mut store, &bus, config)?;
+    match answer(&mut store, &bus, number)? {
+        Answer::Ready => output::print(format_args!("{bus} device {number}: ready"))?,
+        Answer::Nobody => output::print(format_args!(
+            "{bus} device {number}: waits for a backend (start `vmsg backend`)"
+        ))?,
+        Answer::Failed(why) => {
+            detach::remove_device(&mut store, &bus, number)
+                .with_context(|| format!("{why}; and the device stays attached"))?;
+            bail!("{bus}: {why}");
+        }
+    }
+    Ok(())
+}
+
+/// Makes the bus if it is not there, and the device; gives the device's number.
+pub(crate) fn attach(
+    store: &mut Client,
+    bus: &Bus,
+    mut config: DeviceConfig,
+) -> anyhow::Result<u32> {
+    config.uuid.get_or_insert_with(uuid::Uuid::new_v4);
+    let made = store.transact(|tx| {
+        domain::must_live(tx, bus.frontend_id)?;
+        match Bus::recorded(tx, bus.frontend_id, bus.handle)? {
+            None => make_bus(tx, bus)?,
+            Some(_) => must_be_online(tx, bus)?,
+        }
+        make_device(tx, bus, &config)
+    });
+    made.map_err(explain_quota).with_context(|| bus.to_string())
+}
+
+fn make_bus(tx: &mut Transaction<'_>, bus: &Bus) -> anyhow::Result<()> {
+    let (guest, backend) = (bus.frontend_id, bus.backend_id);
+    let (front, back, record) = (bus.frontend(), bus.backend(), bus.record());
+    if tx.read_opt(&format!("{back}/frontend"))?.is_some() {
+        bail!("{back} exists, but was not made by vmsg attach");
+    }
+    let frontend_uuid = domain::uuid(tx, guest)?;
+    let readable_by = |owner, reader| Permissions::private(owner).with(reader, Access::Read);
+    for (directory, permissions, keys) in [
+        (
+            &front,
+            readable_by(guest, backend),
+            &[
+                ("backend", back.as_str()),
+                ("backend-id", &backend.to_string()),
+                ("state", "1"),
+            ][..],
+        ),
+        (
+            &back,
+            readable_by(backend, guest),
+            &[
+                ("frontend", front.as_str()),
+                ("frontend-id", &guest.to_string()),
+                ("frontend-uuid", &frontend_uuid),
+                ("online", "1"),
+                ("state", "1"),
+            ],
+        ),
+        (
+            &record,
+            Permissions::private(DomId::DOM0),
+            &[("backend", &backend.to_string()), ("next-device", "0")],
+        ),
+    ] {
+        tx.mkdir(directory)?;
+        tx.set_perms(directory, &permissions)?;
+        for (key, value) in keys {
+            tx.write(&format!("{directory}/{key}"), value)?;
+        }
+    }
+    Ok(())
+}
+
+/// A bus that is going down takes no device more.
+fn must_be_online(tx: &mut Transaction<'_>, bus: &Bus) -> anyhow::Result<()> {
+    if read_text(tx, &format!("{}/online", bus.backend()))?.as_deref() != Some("1") {
+        bail!(
+            "the bus is being removed: try again when `vmsg list` does not show it any more, or take another with --bus"
+        );
+    }
+    Ok(())
+}
+
+fn make_device(tx: &mut Transaction<'_>, bus: &Bus, config: &DeviceConfig) -> anyhow::Result<u32> {
+    let next = format!("{}/next-device", bus.record());
+    let number = tx
+        .read_opt(&next)?
+        .and_then(|text| parse_decimal(&text))
+        .with_context(|| format!("XenStore {next} is no number"))?;
+    if number > u32::from(u16::MAX) {
+        bail!("every device number of this bus was used; take another with --bus");
+    }
+    tx.write(&next, (number + 1).to_string())?;
+    let device = bus.device(number);
+    tx.mkdir(&device)?;
+    tx.set_perms(&device, &Permissions::private(bus.backend_id))?;
+    tx.write(&format!("{device}/config"), config.to_string())?;
+    tx.write(&format!("{device}/online"), "1")?;
+    Ok(number)
+}
+
+/// Waits for what the backend makes of a device.
+pub(crate) fn answer(store: &mut Client, bus: &Bus, number: u32) -> anyhow::Result<Answer> {
+    let device = bus.device(number);
+    let (status, state) = (
+        format!("{device}/status"),
+        format!("{}/state", bus.backend()),
+    );
+    // A backend that runs takes the bus out of state 1, or says that it builds the device.
+    let taken = wait::until(store, &[&status, &state], DISCOVERY_LIMIT, |store| {
+        let taken = read_text(store, &state)?.as_deref() != Some("1")
+            || read_text(store, &status)?.is_some();
+        Ok(taken.then_some(()))
+    })?;
+    if taken.is_none() {
+        return Ok(Answer::Nobody);
+    }
+    let answer = wait::until(store, &[&device], OPEN_LIMIT, |store| {
+        if store.read_opt(&format!("{device}/online"))?.is_none() {
+            bail!("{bus} device {number} was taken away again by somebody else");
+        }
+        Ok(match read_text(store, &status)?.as_deref() {
+            Some("failed") => {
+                let why = read_text(store, &format!("{device}/error"))?;
+                Some(Answer::Failed(why.unwrap_or_else(|| {
+                    "the backend failed and does not say why".into()
+                })))
+            }
+            Some("ready" | "removing" | "removed") => Some(Answer::Ready),
+            _ => None,
+        })
+    })?;
+    Ok(answer.unwrap_or(Answer::Nobody))
+}
+
+/// The backend's working directory is not that of whoever types the path.
+fn absolute(path: &str) -> anyhow::Result<String> {
+    let absolute = std::path::absolute(path).with_context(|| format!("path={path}"))?;
+    absolute
+        .into_os_string()
+        .into_string()
+        .map_err(|path| anyhow::anyhow!("path={} is not UTF-8", path.display()))
+}
+
+/// Says what a quota is and what raises it.
+fn explain_quota(error: anyhow::Error) -> anyhow::Error {
+    if matches!(
+        error.downcast_ref::<StoreError>(),
+        Some(StoreError::Quota { .. })
+    ) {
+        error.context(
+            "a domain may own 1,000 XenStore nodes by default (a bus costs the guest 13 to 28, the backend 18, a device 5); `xenstore-control quota` shows the limits, `xenstore-control quota set nodes 2000` raises this one",
+        )
+    } else {
+        error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_handed_on_as_it_is_seen_here() {
+        assert_eq!(absolute("/srv/a,b.img").unwrap(), "/srv/a,b.img");
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(
+            absolute("a.img").unwrap(),
+            here.join("a.img").display().to_string()
+        );
+    }
+
+    #[test]
+    fn a_quota_error_says_the_limit_and_what_raises_it() {
+        let error = StoreError::Quota {
+            path: "/local/domain/7/device/virtio-msg/0".into(),
+            kind: xenstore::MessageType::SET_PERMS,
+            code: xenstore::ErrorCode::NoSpace,
+        };
+        let text = format!("{:#}", explain_quota(error.into()));
+        for words in [
+            "1,000",
+            "xenstore-control quota set nodes",
+            "/local/domain/7",
+        ] {
+            assert!(text.contains(words), "{text}");
+        }
+        let other = explain_quota(StoreError::Conflict.into()).to_string();
+        assert_eq!(other, StoreError::Conflict.to_string());
+    }
+}

@@ -1,0 +1,242 @@
+//! `vmsg frontend blk`: copies between a file and a block device of the bus, or serves it.
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use frontend_shim::{Disk, Frontend};
+use xen_hal::PlatformSpec;
+
+use crate::frontend::{connect, leave};
+use crate::{Usage, export, output, progress, transfer};
+
+/// Use a block device.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Copy a device into a file, or a file onto a device.
+    ///
+    /// One of FROM and TO is a device number, the other a file. (A file whose name is a number:
+    /// write it with a directory, ./5.)
+    #[command(after_help = "Examples:
+  vmsg frontend blk copy 0 backup.img    read all of device 0
+  vmsg frontend blk copy new.img 0       write device 0, and flush")]
+    Copy {
+        /// Device number or file.
+        from: Place,
+        /// Device number or file.
+        to: Place,
+        /// The bus.
+        #[arg(long, value_name = "HANDLE", default_value_t = 0)]
+        bus: u32,
+        /// Print figures for programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Serve a device to NBD clients of this machine, as qemu-img, nbdcopy or nbd-client, until
+    /// Ctrl-C.
+    #[command(
+        after_help = "Example: vmsg frontend blk export --nbd unix:/run/disk.nbd 0\n         \
+                      qemu-img convert -n image.qcow2 'nbd+unix:///?socket=/run/disk.nbd'"
+    )]
+    Export {
+        /// Where to listen: a socket that only its owner may use.
+        #[arg(long, value_name = "unix:PATH")]
+        nbd: export::Address,
+        /// Device number.
+        #[arg(value_name = "DEV")]
+        device: u16,
+        /// The bus.
+        #[arg(long, value_name = "HANDLE", default_value_t = 0)]
+        bus: u32,
+    },
+    /// Compare a file with the start of a device, byte by byte.
+    Verify {
+        /// The file.
+        file: PathBuf,
+        /// Device number.
+        #[arg(value_name = "DEV")]
+        device: u16,
+        /// The bus.
+        #[arg(long, value_name = "HANDLE", default_value_t = 0)]
+        bus: u32,
+        /// Print figures for programs.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// One end of a copy.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    Device(u16),
+    File(PathBuf),
+}
+
+impl std::str::FromStr for Place {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            text.parse().map(Self::Device)
+        } else {
+            Ok(Self::File(text.into()))
+        }
+    }
+}
+
+pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Copy {
+            from: Place::Device(device),
+            to: Place::File(file),
+            bus,
+            json,
+        } => with_disk(spec, *bus, *device, *json, |frontend, disk| {
+            copy_out(frontend, disk, file)
+        }),
+        Command::Copy {
+            from: Place::File(file),
+            to: Place::Device(device),
+            bus,
+            json,
+        } => with_disk(spec, *bus, *device, *json, |frontend, disk| {
+            copy_in(frontend, disk, file)
+        }),
+        Command::Copy { .. } => {
+            Err(Usage("one of FROM and TO must be a device number, the other a file").into())
+        }
+        Command::Export { nbd, device, bus } => use_disk(spec, *bus, *device, |frontend, disk| {
+            export::serve(frontend, disk, nbd)
+        }),
+        Command::Verify {
+            file,
+            device,
+            bus,
+            json,
+        } => with_disk(spec, *bus, *device, *json, |frontend, disk| {
+            verify(frontend, disk, file)
+        }),
+    }
+}
+
+fn with_disk(
+    spec: &PlatformSpec,
+    bus: u32,
+    device: u16,
+    json: bool,
+    work: impl FnOnce(&mut Frontend, &mut Disk) -> anyhow::Result<transfer::Figures>,
+) -> anyhow::Result<()> {
+    let figures = use_disk(spec, bus, device, work)?;
+    if json {
+        return output::print_json(&figures);
+    }
+    Ok(output::print(format_args!(
+        "{} bytes in {:.2} s, {:.0} MiB/s, {} requests",
+        figures.bytes,
+        figures.seconds,
+        figures.mib_per_second(),
+        figures.requests
+    ))?)
+}
+
+/// Connects for `work` on a device, and gives everything back.
+fn use_disk<T>(
+    spec: &PlatformSpec,
+    bus: u32,
+    device: u16,
+    work: impl FnOnce(&mut Frontend, &mut Disk) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let mut frontend = connect(spec, bus)?;
+    let result = on_disk(&mut frontend, device, work);
+    // In order also after a failure: the backend is to let go of this process's memory.
+    let left = leave(frontend);
+    let value = result.with_context(|| format!("bus {bus} device {device}"))?;
+    left?;
+    Ok(value)
+}
+
+/// Brings a disk up, works on it, and resets it, also after a failure.
+fn on_disk<T>(
+    frontend: &mut Frontend,
+    device: u16,
+    work: impl FnOnce(&mut Frontend, &mut Disk) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let mut disk = Disk::open(frontend, device)?;
+    let result = work(frontend, &mut disk);
+    let closed = disk.close(frontend);
+    let value = result?;
+    closed?;
+    Ok(value)
+}
+
+fn copy_out(
+    frontend: &mut Frontend,
+    disk: &mut Disk,
+    file: &Path,
+) -> anyhow::Result<transfer::Figures> {
+    let shown = file.display();
+    let out = File::create(file).with_context(|| format!("{shown}"))?;
+    let mut out = BufWriter::new(out);
+    let bytes = disk.bytes();
+    let bar = progress::bar("reading", bytes);
+    let figures = transfer::read_all(frontend, disk, bytes, |data| {
+        bar.inc(data.len() as u64);
+        out.write_all(data)
+    })?;
+    out.flush().with_context(|| format!("{shown}"))?;
+    bar.finish();
+    Ok(figures)
+}
+
+fn copy_in(
+    frontend: &mut Frontend,
+    disk: &mut Disk,
+    file: &Path,
+) -> anyhow::Result<transfer::Figures> {
+    if disk.is_read_only() {
+        bail!("the device is read-only");
+    }
+    let (source, bytes) = open_source(disk, file)?;
+    let bar = progress::bar("writing", bytes);
+    let figures = transfer::write_all(frontend, disk, bytes, source, |at| bar.set_position(at))?;
+    bar.finish();
+    Ok(figures)
+}
+
+fn verify(
+    frontend: &mut Frontend,
+    disk: &mut Disk,
+    file: &Path,
+) -> anyhow::Result<transfer::Figures> {
+    let (source, bytes) = open_source(disk, file)?;
+    let bar = progress::bar("verifying", bytes);
+    let figures = transfer::compare(frontend, disk, bytes, source, |at| bar.set_position(at))?;
+    bar.finish();
+    Ok(figures)
+}
+
+/// A file, or a block device, that fits onto the disk.
+fn open_source(disk: &Disk, file: &Path) -> anyhow::Result<(BufReader<File>, u64)> {
+    let shown = file.display();
+    let kind = fs::metadata(file)
+        .with_context(|| format!("{shown}"))?
+        .file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        bail!("{shown} is neither a regular file nor a block device");
+    }
+    let mut source = File::open(file).with_context(|| format!("{shown}"))?;
+    // The end tells the size of a block device too, which its metadata does not.
+    let bytes = source
+        .seek(SeekFrom::End(0))
+        .with_context(|| format!("{shown}"))?;
+    source.rewind()?;
+    if bytes == 0 {
+        bail!("{shown} is empty");
+    }
+    if bytes > disk.bytes() {
+        bail!("{shown} has {bytes} bytes, the device {}", disk.bytes());
+    }
+    Ok((BufReader::new(source), bytes))
+}

@@ -1,0 +1,179 @@
+//! `vmsg doctor`: whether this machine has what the bus needs, and what to type if not.
+//!
+//! [`facts`] looks, [`checks`] judges what was seen. Nothing is changed.
+
+mod checks;
+mod facts;
+
+use std::path::Path;
+
+use anyhow::bail;
+use backend::Gauges;
+use serde::Serialize;
+use xen_hal::{Platform, PlatformSpec};
+use xen_types::{DomId, parse_decimal};
+use xenstore::Tree as _;
+
+use crate::{output, platform};
+use checks::Role;
+use facts::{Process, Xen};
+
+/// Check whether this machine has what the bus needs, and say what to type if not.
+///
+/// Each line is ok, warn (it works, up to a limit worth knowing) or FAIL (something needed is
+/// missing). The exit status is 1 if there is a FAIL. Nothing is changed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  vmsg doctor                                 this Xen domain
+  vmsg doctor --platform hosted:/tmp/machine  the machine of `vmsg hosted /tmp/machine`
+  vmsg doctor --json | jq -r '.checks[] | select(.verdict == \"fail\") | .advice'")]
+pub(crate) struct Options {
+    /// Print the checks for programs.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    /// It works, but somebody may miss something.
+    Warn,
+    /// Something needed is missing.
+    Fail,
+}
+
+/// One check.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Check {
+    check: &'static str,
+    verdict: Verdict,
+    found: String,
+    /// What to type.
+    advice: Option<String>,
+}
+
+/// All of them.
+#[derive(Debug, Serialize)]
+struct Report {
+    ok: bool,
+    checks: Vec<Check>,
+}
+
+pub(crate) fn run(named: Option<PlatformSpec>, options: &Options) -> anyhow::Result<()> {
+    let process = Process::look();
+    let checks = match named.unwrap_or(PlatformSpec::Xen) {
+        PlatformSpec::Xen => {
+            let xen = Xen::look(Path::new("/"));
+            let store = own_domid(&PlatformSpec::Xen);
+            let role = Role::of(&xen, store.as_ref().ok().copied());
+            let mut checks = checks::xen(&xen, &process, &store, role);
+            if role == Role::Dom0 {
+                checks.push(backend_of(&PlatformSpec::Xen));
+            }
+            checks
+        }
+        spec @ PlatformSpec::Hosted { .. } => {
+            let broker = Platform::open(&spec).map(drop).map_err(describe);
+            let store = own_domid(&spec);
+            let mut checks = checks::hosted(&spec, &broker, &store, &process);
+            if store == Ok(DomId::DOM0) {
+                checks.push(backend_of(&spec));
+            }
+            checks
+        }
+    };
+    let failed = checks
+        .iter()
+        .filter(|check| check.verdict == Verdict::Fail)
+        .count();
+    let report = Report {
+        ok: failed == 0,
+        checks,
+    };
+    if options.json {
+        output::print_json(&report)?;
+    } else {
+        let colour = output::may_colour(&std::io::stdout());
+        output::print(report.text(colour))?;
+    }
+    if failed > 0 {
+        bail!("{failed} of {} checks failed", report.checks.len());
+    }
+    Ok(())
+}
+
+/// The domain that XenStore takes this process for.
+fn own_domid(spec: &PlatformSpec) -> Result<DomId, String> {
+    let mut store = platform::open_store(spec).map_err(|error| format!("{error:#}"))?;
+    let domid = store.read("domid").map_err(describe)?;
+    parse_decimal(&domid)
+        .and_then(|number| u16::try_from(number).ok())
+        .map(DomId)
+        .ok_or_else(|| "the node `domid` of this domain is no number".to_owned())
+}
+
+fn backend_of(spec: &PlatformSpec) -> Check {
+    checks::backend(&Gauges::read(&backend::run_dir(spec), DomId::DOM0))
+}
+
+fn describe(error: impl std::error::Error + Send + Sync + 'static) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
+
+impl Report {
+    fn text(&self, colour: bool) -> String {
+        let width = self
+            .checks
+            .iter()
+            .map(|check| check.check.len())
+            .max()
+            .unwrap_or(0);
+        let mut lines = Vec::new();
+        for check in &self.checks {
+            let (word, code) = match check.verdict {
+                Verdict::Ok => ("ok  ", "32"),
+                Verdict::Warn => ("warn", "33"),
+                Verdict::Fail => ("FAIL", "31"),
+            };
+            let word = if colour {
+                format!("\u{1b}[{code}m{word}\u{1b}[0m")
+            } else {
+                word.to_owned()
+            };
+            lines.push(format!("{word}  {:width$}  {}", check.check, check.found));
+            if let Some(advice) = &check.advice {
+                lines.push(format!("      {:width$}  -> {advice}", ""));
+            }
+        }
+        lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_stand_in_front_and_advice_below() {
+        let check = |check, verdict, advice: Option<&str>| Check {
+            check,
+            verdict,
+            found: "f".into(),
+            advice: advice.map(Into::into),
+        };
+        let report = Report {
+            ok: false,
+            checks: vec![
+                check("gntdev", Verdict::Fail, Some("modprobe xen-gntdev")),
+                check("user", Verdict::Ok, None),
+            ],
+        };
+        assert_eq!(
+            report.text(false),
+            "FAIL  gntdev  f\n              -> modprobe xen-gntdev\nok    user    f"
+        );
+        assert!(report.text(true).starts_with("\u{1b}[31mFAIL\u{1b}[0m  "));
+    }
+}

@@ -1,0 +1,172 @@
+//! The loop of an export: one thread, which waits for clients, the disk and the bus at once.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use frontend_shim::{Disk, Frontend, Operation, Status, Watched};
+use nbd::{Errno, Export, Request, Ticket};
+use rustix::event::PollFlags;
+
+use super::client::Client;
+use super::schedule::Schedule;
+
+/// Clients at a time; more wait to be accepted. Each holds up to 40 MiB, and as much again while
+/// an unaligned write is put together.
+const MAX_CLIENTS: usize = 8;
+
+/// What is served, and to whom.
+pub(super) struct Server<'a> {
+    frontend: &'a mut Frontend,
+    disk: &'a mut Disk,
+    export: Export,
+    /// By numbers that are not used again, as answers may come late.
+    clients: BTreeMap<u64, Client>,
+    next_client: u64,
+    schedule: Schedule<(u64, Ticket)>,
+}
+
+/// Who has something to say.
+#[derive(Default)]
+struct Ready {
+    stop: bool,
+    connects: bool,
+    clients: Vec<u64>,
+}
+
+impl<'a> Server<'a> {
+    pub(super) fn new(frontend: &'a mut Frontend, disk: &'a mut Disk) -> Self {
+        let export = Export {
+            // A hostile device may say anything; whole sectors can be served.
+            bytes: disk.bytes() & !u64::from(nbd::MIN_BLOCK - 1),
+            read_only: disk.is_read_only(),
+            flush: disk.can_flush(),
+        };
+        Self {
+            frontend,
+            disk,
+            export,
+            clients: BTreeMap::new(),
+            next_client: 0,
+            schedule: Schedule::new(),
+        }
+    }
+
+    /// Serves until `stop` has something to read.
+    pub(super) fn run(&mut self, listener: &UnixListener, stop: &UnixStream) -> anyhow::Result<()> {
+        loop {
+            self.frontend.pump()?;
+            self.take_finished()?;
+            // What a client has taken makes room for more of its requests.
+            for (number, client) in &mut self.clients {
+                client.send();
+                while let Some(Request { ticket, command }) = client.next_request() {
+                    self.schedule.push((*number, ticket), command);
+                }
+            }
+            self.clients.retain(|_, client| !client.is_over());
+            self.submit()?;
+            let ready = self.wait(listener, stop)?;
+            if ready.stop {
+                return Ok(());
+            }
+            if ready.connects {
+                self.accept(listener)?;
+            }
+            for number in ready.clients {
+                if let Some(client) = self.clients.get_mut(&number) {
+                    client.receive();
+                }
+            }
+        }
+    }
+
+    /// Takes what the disk has done.
+    fn take_finished(&mut self) -> anyhow::Result<()> {
+        while let Some(finished) = self.disk.poll(self.frontend)? {
+            let result = match finished.status {
+                Status::Ok => Ok(()),
+                Status::IoError => Err(Errno::Io),
+                Status::Unsupported => Err(Errno::NotSup),
+            };
+            let slot = finished.slot;
+            if result.is_ok() {
+                let landing = self.schedule.landing(slot);
+                self.disk.take(self.frontend, slot, landing)?;
+            }
+            if let Some(((client, ticket), answer)) = self.schedule.finished(slot, result)
+                && let Some(client) = self.clients.get_mut(&client)
+            {
+                client.reply(ticket, answer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the disk as much to do as it takes.
+    fn submit(&mut self) -> anyhow::Result<()> {
+        while let Some(slot) = self.disk.free_slot()
+            && let Some((operation, data)) = self.schedule.next(slot)
+        {
+            if let Operation::Write { .. } = operation {
+                self.disk.fill(self.frontend, slot, data)?;
+            }
+            self.disk.submit(self.frontend, slot, operation)?;
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, listener: &UnixListener, stop: &UnixStream) -> anyhow::Result<Ready> {
+        let room = self.clients.len() < MAX_CLIENTS;
+        let connects = if room {
+            PollFlags::IN
+        } else {
+            PollFlags::empty()
+        };
+        let mut watched = vec![
+            Watched::new(stop.as_fd(), PollFlags::IN),
+            Watched::new(listener.as_fd(), connects),
+        ];
+        let mut numbers = Vec::new();
+        for (number, client) in &self.clients {
+            if let Some((fd, interest)) = client.interest() {
+                numbers.push(*number);
+                watched.push(Watched::new(fd, interest));
+            }
+        }
+        let deadline = self.disk.deadline();
+        // That the deadline has passed is what the disk says next.
+        self.frontend.wait_with(deadline, &mut watched)?;
+        let mut ready = watched.iter().map(|watched| !watched.ready.is_empty());
+        Ok(Ready {
+            stop: ready.next().unwrap_or_default(),
+            connects: ready.next().unwrap_or_default(),
+            clients: numbers
+                .into_iter()
+                .zip(ready)
+                .filter_map(|(number, ready)| ready.then_some(number))
+                .collect(),
+        })
+    }
+
+    fn accept(&mut self, listener: &UnixListener) -> io::Result<()> {
+        let socket = match listener.accept() {
+            Ok((socket, _)) => socket,
+            // It went away again.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted
+                ) =>
+            {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let client = Client::new(socket, self.export)?;
+        self.clients.insert(self.next_client, client);
+        self.next_client += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,30 @@
+//! Logs on standard error, for people or for programs.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::output;
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// A line a person can read.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts logging; `RUST_LOG` says how much.
+pub(crate) fn start(format: Format) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        Format::Json => builder.json().init(),
+        Format::Human => {
+            let colour = output::may_colour(&std::io::stderr());
+            builder.with_ansi(colour).with_target(false).init();
+        }
+    }
+}

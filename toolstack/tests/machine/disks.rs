@@ -1,0 +1,100 @@
+//! `vmsg frontend blk`: every byte, also the last ones.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use crate::rig::{GUEST, Machine, Process};
+
+/// Many more requests than are in flight at a time, and no whole number of them: the last request
+/// is shorter than the others.
+const BYTES: usize = (16 << 20) + 3 * 512;
+
+struct Scene {
+    _backend: Process,
+    machine: Machine,
+    disk: PathBuf,
+}
+
+impl Scene {
+    /// A guest with a disk full of bytes that differ from sector to sector.
+    fn new() -> Self {
+        let machine = Machine::start(1);
+        let backend = machine.start_backend();
+        let disk = machine.disk("disk.img", &pattern(1));
+        let config = format!("type=blk,path={}", disk.display());
+        machine.dom0(&["attach", "guest1", &config]).succeeded();
+        Self {
+            _backend: backend,
+            machine,
+            disk,
+        }
+    }
+
+    fn blk(&self, args: &[&str]) -> crate::rig::Ended {
+        self.machine
+            .vmsg(GUEST, &[&["frontend", "blk"], args].concat())
+    }
+}
+
+/// xorshift64: no two sectors alike.
+fn pattern(seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let mut bytes = Vec::with_capacity(BYTES);
+    while bytes.len() < BYTES {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn a_copy_is_byte_identical_in_both_directions() {
+    let scene = Scene::new();
+    let copy = scene.machine.file("copy.img");
+    let copied = scene.blk(&["copy", "0", copy.to_str().unwrap(), "--json"]);
+    assert_eq!(copied.json()["bytes"], BYTES);
+    assert!(fs::read(&copy).unwrap() == pattern(1));
+
+    let new = scene.machine.disk("new.img", &pattern(2));
+    scene.blk(&["copy", new.to_str().unwrap(), "0"]).succeeded();
+    assert!(fs::read(&scene.disk).unwrap() == pattern(2));
+    scene
+        .blk(&["verify", new.to_str().unwrap(), "0"])
+        .succeeded();
+}
+
+#[test]
+fn a_difference_is_found_wherever_it_is() {
+    let scene = Scene::new();
+    let file = scene.machine.disk("expected.img", &pattern(1));
+    let verify = ["verify", file.to_str().unwrap(), "0"];
+    scene.blk(&verify).succeeded();
+    let disk = OpenOptions::new().write(true).open(&scene.disk).unwrap();
+    for at in [BYTES - 1, BYTES / 2, 0] {
+        let wrong = !pattern(1)[at];
+        disk.write_all_at(&[wrong], at as u64).unwrap();
+        scene
+            .blk(&verify)
+            .failed(1, &[&format!("byte {at} (sector {}) differs", at / 512)]);
+    }
+}
+
+#[test]
+fn a_file_that_does_not_fit_is_refused() {
+    let scene = Scene::new();
+    let mut long = pattern(1);
+    long.push(0);
+    let long = scene.machine.disk("long.img", &long);
+    for args in [
+        ["copy", long.to_str().unwrap(), "0"],
+        ["verify", long.to_str().unwrap(), "0"],
+    ] {
+        scene
+            .blk(&args)
+            .failed(1, &["long.img", &BYTES.to_string()]);
+    }
+    scene.blk(&["copy", "0", "1"]).failed(2, &["device number"]);
+}
