@@ -1,0 +1,7 @@
+//! What the binding promises in numbers and in time, measured at a real backend.
+
+mod bring_up;
+mod buses;
+mod devices;
+mod fairness;
+mod memory_contract;

@@ -1,0 +1,8 @@
+//! What people and machines do with the bus, in separate processes on a hosted machine.
+
+mod attach_detach;
+mod bad_input;
+mod kills;
+mod many_guests;
+mod per_io;
+mod scene;
