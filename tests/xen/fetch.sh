@@ -1,0 +1,75 @@
+# Fetches Xen, its tools and a kernel: Debian packages, by name, unpacked into the cache and never installed.
+# Sourced by run. Sets XEN_VERSION (4.17) and KERNEL (6.1.0-56-amd64), as Debian's package lists have them.
+# Leaves $LAB/root (Xen, tools, libraries), $LAB/xen, $LAB/kernel-$KERNEL/{vmlinux,modules/*.ko}.
+
+# Everything that the laboratory uses of the host beyond a minimal Debian.
+need_host_tools() {
+    local missing='' pair
+    for pair in qemu-system-x86_64:qemu-system-x86 cpio:cpio python3:python3; do
+        command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
+    done
+    [ -z "$missing" ] || lab_failed "missing on this machine:$missing. Do: apt-get install$missing"
+    for pair in apt-get apt-cache dpkg; do
+        command -v $pair >/dev/null ||
+            lab_failed "no $pair: the laboratory takes Xen and its kernel from Debian packages, so it needs Debian or a relative"
+    done
+}
+
+fetch_packages() {
+    XEN_VERSION=$(direct_dependencies xen-system-amd64 | sed -n 's/^xen-hypervisor-\([0-9.]*\)-amd64$/\1/p' | head -1)
+    KERNEL=$(direct_dependencies linux-image-amd64 | sed -n 's/^linux-image-//p' | head -1)
+    [ -n "$XEN_VERSION" ] && [ -n "$KERNEL" ] ||
+        lab_failed "apt knows no xen-system-amd64 or no linux-image-amd64. Do: apt-get update (the release must be Debian's, amd64)"
+
+    unpack root "xen-hypervisor-$XEN_VERSION-amd64" "xen-utils-$XEN_VERSION" xenstore-utils busybox-static
+    unpack "kernel-$KERNEL" "linux-image-$KERNEL"
+}
+
+# unpack FOLDER PACKAGE...: the packages, and the libraries that they need, in $LAB/FOLDER.
+unpack() {
+    local folder=$LAB/$1 packages
+    shift
+    # The list of packages is the stamp: another release of Xen is unpacked anew.
+    packages=$(library_closure "$@" | tr '\n' ' ')
+    [ "$(cat "$folder/.packages" 2>/dev/null)" = "$packages" ] && return
+    say "fetching $(echo "$packages" | wc -w) packages: $packages"
+    rm -rf "$folder" "$folder.new"
+    mkdir -p "$folder.new/debs"
+    # shellcheck disable=SC2086 # a list of names
+    (cd "$folder.new/debs" && apt-get -qq download $packages) 2> >(grep -v unsandboxed >&2) ||
+        lab_failed "apt-get download failed. 404 means outdated package lists: apt-get update. Else: is the network there?"
+    local deb
+    for deb in "$folder.new"/debs/*.deb; do
+        dpkg -x "$deb" "$folder.new" || lab_failed "cannot unpack $deb"
+    done
+    rm -rf "$folder.new/debs"
+    if [ -d "$folder.new/boot" ]; then prepare_boot_files "$folder.new"; fi
+    echo -n "$packages" >"$folder.new/.packages"
+    mv "$folder.new" "$folder"
+}
+
+# What QEMU's multiboot loader takes: an ELF file. It also saves the guests the decompression, which is slow when emulated.
+prepare_boot_files() {
+    if [ -e "$1/boot/xen-$XEN_VERSION-amd64.gz" ]; then
+        zcat "$1/boot/xen-$XEN_VERSION-amd64.gz" >"$1/xen" || lab_failed "cannot unpack the Xen of $1"
+    else
+        python3 "$here/vmlinux.py" "$1" || lab_failed "cannot unpack the kernel of $1"
+    fi
+}
+
+# The packages given and every library under them. Xen's tools written in Python and their interpreter are left out.
+library_closure() {
+    local all new
+    all=$(printf '%s\n' "$@" | sort)
+    new=$all
+    while [ -n "$new" ]; do
+        # shellcheck disable=SC2086 # a list of names
+        new=$(comm -13 <(echo "$all") <(direct_dependencies $new | grep -E '^z?lib' | sort -u))
+        all=$(printf '%s\n%s\n' "$all" "$new" | sed '/^$/d' | sort -u)
+    done
+    echo "$all"
+}
+
+direct_dependencies() {
+    apt-cache depends --important "$@" 2>/dev/null | sed -nE 's/^[ |]*(Pre)?Depends: ([^<]*)$/\2/p'
+}

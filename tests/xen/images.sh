@@ -1,0 +1,62 @@
+# Builds the two base images (initramfs archives) from the unpacked packages: one for dom0, one for the guest.
+# Sourced by run. They hold packages' files alone; init, scenario and program come with each boot (boot.sh).
+# Leaves $LAB/images-$KERNEL/{dom0,domu}.cpio.
+
+build_base_images() {
+    IMAGES=$LAB/images-$KERNEL
+    # Built again when the packages or this file changed.
+    local stamp
+    stamp=$(cat "$LAB/root/.packages" "$LAB/kernel-$KERNEL/.packages" "$here/images.sh" | sha256sum)
+    [ "$(cat "$IMAGES/.stamp" 2>/dev/null)" = "$stamp" ] && return
+    say "building the images of dom0 and the guest"
+    rm -rf "$IMAGES"
+    mkdir -p "$IMAGES"
+    (
+        set -e
+        common_files "$IMAGES/dom0"
+        dom0_files "$IMAGES/dom0"
+        common_files "$IMAGES/domu"
+        for domain in dom0 domu; do
+            archive "$IMAGES/$domain" >"$IMAGES/$domain.cpio"
+            rm -rf "${IMAGES:?}/$domain"
+        done
+    ) || lab_failed "cannot build the images in $IMAGES"
+    echo "$stamp" >"$IMAGES/.stamp"
+}
+
+# busybox, the Xen modules and empty mount points.
+common_files() {
+    local top=$1 applet
+    mkdir -p "$top"/{bin,dev,etc,lab,lib,lib64,modules,proc,run,srv,sys,tmp,usr/bin,usr/lib,var/lock}
+    cp "$LAB/root/bin/busybox" "$top/bin/"
+    for applet in $("$LAB/root/bin/busybox" --list); do
+        [ -e "$top/bin/$applet" ] || ln -s busybox "$top/bin/$applet"
+    done
+    cp "$LAB/kernel-$KERNEL"/modules/*.ko "$top/modules/"
+}
+
+# What dom0 has besides: the toolstack with its libraries, and the kernel of the guest.
+dom0_files() {
+    local top=$1 tools=usr/lib/xen-$XEN_VERSION/bin tool library
+    mkdir -p "$top/$tools" "$top"/{etc/xen,guest,lib/x86_64-linux-gnu,var/lib/xen,var/lib/xenstored,var/log/xen/console}
+    ln -s /run "$top/var/run"
+    for tool in xl xenstored xen-init-dom0 xenconsoled libxl-save-helper lsevtchn; do
+        cp "$LAB/root/$tools/$tool" "$top/$tools/"
+        ln -s "/$tools/$tool" "$top/usr/bin/$tool"
+    done
+    cp "$LAB/root/usr/bin/xenstore" "$top/usr/bin/"
+    for tool in exists list ls read rm watch write; do
+        ln -s xenstore "$top/usr/bin/xenstore-$tool"
+    done
+    echo 'autoballoon="off"' >"$top/etc/xen/xl.conf"
+    # All libraries of the packages, under the names that the loader asks for. Not those that ldd names:
+    # libgcc_s is opened at run time, by pthread_cancel.
+    find "$LAB/root" -path '*/lib/*' \( -name 'lib*.so.[0-9]*' -o -name 'libxen*.so' \) | while read -r library; do
+        cp -L "$library" "$top/lib/x86_64-linux-gnu/"
+    done
+    cp -L "$LAB/root/lib64/ld-linux-x86-64.so.2" "$top/lib64/"
+    cp "$LAB/kernel-$KERNEL/vmlinux" "$top/guest/"
+}
+
+# archive FOLDER: as an initramfs, on standard output. Linux unpacks several of them, one after the other, if they are concatenated.
+archive() { (cd "$1" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0); }

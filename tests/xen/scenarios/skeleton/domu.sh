@@ -1,0 +1,12 @@
+# The guest's half: list the devices, read the whole disk, write a quarter of it, read that back.
+
+vmsg frontend list
+
+vmsg frontend blk copy 0 /tmp/read.img
+report read "$(sha256 /tmp/read.img)"
+
+dd if=/dev/urandom of=/tmp/new.img bs=1M count=4 2>/dev/null
+vmsg frontend blk copy /tmp/new.img 0
+vmsg frontend blk verify /tmp/new.img 0
+report written "$(sha256 /tmp/new.img)"
+report written-bytes "$(stat -c %s /tmp/new.img)"
