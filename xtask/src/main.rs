@@ -1,3 +1,54 @@
-//! Development tasks of the workspace.
+//! Development tasks of the workspace: `cargo xtask --help` lists them.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod deps;
+mod loom;
+mod workspace;
+mod xen;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Development tasks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Check the dependency arrows, where unsafe is allowed, all licences, and docs/dependencies.md
+    ///
+    /// Only manifests and sources are read, nothing is built. Every finding is printed; one is enough to fail.
+    Deps,
+    /// Run the loom tests: every interleaving of the lock-free code, within loom's bounds
+    ///
+    /// They are the files tests/loom_*.rs of the crates. They are built in a target folder of their own, because cfg(loom) changes every crate.
+    Loom,
+    /// Boot a real Xen in QEMU and run our programs there
+    #[command(subcommand)]
+    Xen(xen::Command),
+}
+
+fn main() -> ExitCode {
+    run(Cli::parse().task).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    match task {
+        Task::Deps => deps::check(&workspace),
+        Task::Loom => loom::run(&workspace),
+        Task::Xen(command) => xen::run(&workspace, &command),
+    }
+}
