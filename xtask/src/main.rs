@@ -30,7 +30,7 @@ enum Task {
     Deps,
     /// Run the loom tests: every interleaving of the lock-free code, within loom's bounds
     ///
-    /// They are the files tests/loom_*.rs of the crates. They are built in a target folder of their own, because cfg(loom) changes every crate.
+    /// They are the models of the message ring (xen-bus) and of the virtqueue. They are built in a target folder of their own, because cfg(loom) changes every crate.
     Loom,
     /// Boot a real Xen in QEMU and run our programs there
     #[command(subcommand)]
