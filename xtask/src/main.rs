@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod deps;
+mod fuzz;
 mod loom;
 mod workspace;
 mod xen;
@@ -32,6 +33,10 @@ enum Task {
     ///
     /// They are the models of the message ring (xen-bus) and of the virtqueue. They are built in a target folder of their own, because cfg(loom) changes every crate.
     Loom,
+    /// Run the fuzz targets: everything that reads what a peer wrote, under libFuzzer
+    ///
+    /// They stand in fuzz/, a workspace of its own that needs a C++ compiler (Debian: g++).
+    Fuzz(fuzz::Options),
     /// Boot a real Xen in QEMU and run our programs there
     #[command(subcommand)]
     Xen(xen::Command),
@@ -49,6 +54,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Deps => deps::check(&workspace),
         Task::Loom => loom::run(&workspace),
+        Task::Fuzz(options) => fuzz::run(&workspace, &options),
         Task::Xen(command) => xen::run(&workspace, &command),
     }
 }
