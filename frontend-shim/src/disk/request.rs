@@ -1,0 +1,104 @@
+//! Block requests and what becomes of them (virtio 1.4 section 5.2.6).
+
+use std::time::Duration;
+
+/// Bytes of a sector, the unit of the protocol.
+pub const SECTOR: u64 = 512;
+/// Bytes that one request carries at most.
+pub const MAX_REQUEST: usize = 128 << 10;
+/// Bytes of the serial that GET_ID gives.
+pub(super) const ID_BYTES: usize = 20;
+/// Bytes of a request's header.
+pub(super) const HEADER: u32 = 16;
+/// Where the status byte stands: behind the header.
+pub(super) const STATUS_AT: usize = 16;
+/// Header and status byte.
+pub(super) const CONTROL: usize = STATUS_AT + 1;
+/// What stands in the status byte before the device writes it: no status of virtio, so that a
+/// device that writes none is found out.
+const NO_STATUS: u8 = 0xff;
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Read `len` bytes from `sector` on.
+    Read {
+        /// First sector.
+        sector: u64,
+        /// Bytes, a multiple of 512.
+        len: usize,
+    },
+    /// Write the bytes that were put into the slot.
+    Write {
+        /// First sector.
+        sector: u64,
+        /// Bytes, a multiple of 512.
+        len: usize,
+    },
+    /// Make all completed writes durable.
+    Flush,
+    /// Read the serial.
+    GetId,
+}
+
+impl Operation {
+    /// Header and status byte as the device finds them.
+    pub(super) fn control(self) -> [u8; CONTROL] {
+        let (kind, sector, ..) = self.parts();
+        let mut bytes = [NO_STATUS; CONTROL];
+        let fields = [u64::from(kind), sector].map(u64::to_le_bytes);
+        for (byte, field) in bytes.iter_mut().zip(fields.as_flattened()) {
+            *byte = *field;
+        }
+        bytes
+    }
+
+    /// Request type, sector, bytes of data, and whether the device writes them.
+    pub(super) fn parts(self) -> (u32, u64, usize, bool) {
+        match self {
+            Self::Read { sector, len } => (0, sector, len, true),
+            Self::Write { sector, len } => (1, sector, len, false),
+            Self::Flush => (4, 0, 0, false),
+            Self::GetId => (8, 0, ID_BYTES, true),
+        }
+    }
+}
+
+/// What the device says of a request (virtio 1.4 section 5.2.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Done.
+    Ok,
+    /// It failed: VIRTIO_BLK_S_IOERR.
+    IoError,
+    /// The device cannot do that: VIRTIO_BLK_S_UNSUPP.
+    Unsupported,
+}
+
+/// A request that has come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// Where its data stands, until the slot is used again.
+    pub slot: usize,
+    /// What was asked.
+    pub operation: Operation,
+    /// What became of it.
+    pub status: Status,
+    /// From its submission to the moment its completion was seen.
+    pub latency: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_type_reserved_sector_and_a_status_that_is_none() {
+        let write = Operation::Write {
+            sector: 0x0102_0304_0506_0708,
+            len: 512,
+        };
+        let expected = [1, 0, 0, 0, 0, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0xff];
+        assert_eq!(write.control(), expected);
+    }
+}

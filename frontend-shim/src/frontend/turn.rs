@@ -1,0 +1,194 @@
+//! What a frontend does while it runs: takes events, watches and timers, moves messages, sleeps
+//! (binding section 4).
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Frontend, WATCH_ONLINE};
+use crate::error::FrontendError;
+use crate::link::Link;
+
+impl Frontend {
+    /// Does what can be done at once.
+    ///
+    /// # Errors
+    /// XenStore or this host failed; a fault of the backend ends the connection instead.
+    pub fn pump(&mut self) -> Result<(), FrontendError> {
+        self.take_watches()?;
+        self.take_timers();
+        if self.take_events()?
+            && let Some(link) = &mut self.link
+        {
+            let noted = link.event(&self.channels);
+            self.check(noted)?;
+        }
+        if self.look {
+            self.negotiate()?;
+        }
+        self.pump_link()
+    }
+
+    /// Sends and receives what is there, without a look at XenStore.
+    fn pump_link(&mut self) -> Result<(), FrontendError> {
+        if self.handshake.is_connected()
+            && let Some(link) = &mut self.link
+        {
+            let pumped = link.pump();
+            self.check(pumped)?;
+        }
+        Ok(())
+    }
+
+    /// Sleeps until there may be something to do, at most until `deadline` (`None`: for ever).
+    /// False: the deadline has passed.
+    ///
+    /// # Errors
+    /// XenStore or this host failed.
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool, FrontendError> {
+        self.wait_with(deadline, &mut [])
+    }
+
+    /// As [`Frontend::wait`], but false also if there is always something to do: a backend that
+    /// never stops sending does not outlast a deadline.
+    pub(crate) fn wait_before(&mut self, deadline: Option<Instant>) -> Result<bool, FrontendError> {
+        let in_time = deadline.is_none_or(|deadline| Instant::now() < deadline);
+        Ok(in_time && self.wait(deadline)?)
+    }
+
+    /// As [`Frontend::wait`], and for `others` as well; says of each what it is ready for, also if
+    /// it did not have to sleep.
+    ///
+    /// # Errors
+    /// XenStore or this host failed.
+    pub fn wait_with(
+        &mut self,
+        deadline: Option<Instant>,
+        others: &mut [Watched<'_>],
+    ) -> Result<bool, FrontendError> {
+        let mut at_once = false;
+        if self.handshake.is_connected()
+            && let Some(link) = &mut self.link
+        {
+            let slept = link.prepare_sleep(&self.channels);
+            at_once = !self.check(slept)?.unwrap_or(false);
+        }
+        at_once |= self.look || self.store.has_event();
+        if at_once && others.is_empty() {
+            return Ok(true);
+        }
+        let now = Instant::now();
+        if !at_once && deadline.is_some_and(|deadline| deadline <= now) {
+            return Ok(false);
+        }
+        let bus = self.link.as_ref().and_then(Link::deadline);
+        let at_once = at_once.then_some(now);
+        let wait = self.wait.map(|(_, at)| at);
+        let timeout = [at_once, deadline, self.retry_at, wait, bus]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| at.saturating_duration_since(now));
+        let own = [
+            PollFd::new(&self.store, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.channels.as_fd(), PollFlags::IN),
+        ];
+        match poll_all(own, others, timeout) {
+            Ok(()) | Err(rustix::io::Errno::INTR) => Ok(true),
+            Err(error) => Err(std::io::Error::from(error).into()),
+        }
+    }
+
+    /// Turns a fault of the link into the end of the connection.
+    fn check<T>(&mut self, result: Result<T, FrontendError>) -> Result<Option<T>, FrontendError> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error @ (FrontendError::Store(_) | FrontendError::Io(_))) => Err(error),
+            Err(fault) => {
+                tracing::warn!(handle = self.instance.handle, %fault, "the connection ends");
+                self.last_fault = Some(fault.to_string());
+                self.handshake.fault();
+                self.look = true;
+                Ok(None)
+            }
+        }
+    }
+
+    fn take_watches(&mut self) -> Result<(), FrontendError> {
+        while let Some(event) = self.store.next_event()? {
+            if event.token == WATCH_ONLINE {
+                self.handshake.online_written();
+            }
+            self.look = true;
+        }
+        Ok(())
+    }
+
+    fn take_timers(&mut self) {
+        let now = Instant::now();
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+            self.look = true;
+        }
+        if let Some((wait, at)) = self.wait
+            && at <= now
+        {
+            self.wait = None;
+            self.handshake.timed_out(wait);
+            self.look = true;
+        }
+    }
+
+    fn take_events(&mut self) -> Result<bool, FrontendError> {
+        self.ports.clear();
+        self.channels.pending(&mut self.ports)?;
+        Ok(!self.ports.is_empty())
+    }
+}
+
+/// A descriptor of somebody else that is waited for as well.
+#[derive(Debug)]
+pub struct Watched<'fd> {
+    /// The descriptor.
+    pub fd: BorrowedFd<'fd>,
+    /// What to wait for.
+    pub interest: PollFlags,
+    /// What it is ready for.
+    pub ready: PollFlags,
+}
+
+impl<'fd> Watched<'fd> {
+    /// To wait for `interest`.
+    #[must_use]
+    pub fn new(fd: BorrowedFd<'fd>, interest: PollFlags) -> Self {
+        let ready = PollFlags::empty();
+        Self {
+            fd,
+            interest,
+            ready,
+        }
+    }
+}
+
+fn poll_all(
+    mut own: [PollFd<'_>; 2],
+    others: &mut [Watched<'_>],
+    timeout: Option<Duration>,
+) -> rustix::io::Result<()> {
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    if others.is_empty() {
+        // The path of a request: no allocation.
+        poll(&mut own, timeout.as_ref())?;
+        return Ok(());
+    }
+    let watched = others
+        .iter()
+        .map(|other| PollFd::from_borrowed_fd(other.fd, other.interest));
+    let mut all: Vec<_> = watched.chain(own).collect();
+    poll(&mut all, timeout.as_ref())?;
+    for (other, polled) in others.iter_mut().zip(&all) {
+        other.ready = polled.revents();
+    }
+    Ok(())
+}
