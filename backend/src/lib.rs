@@ -16,6 +16,7 @@
 mod cleanup;
 mod devices;
 mod gauges;
+mod guest_log;
 mod host;
 mod instance;
 mod link;
@@ -29,6 +30,7 @@ mod start;
 
 pub use devices::MAX_DEVICES;
 pub use gauges::{Gauges, InstanceGauges, LinkGauges};
+pub use guest_log::GUEST_LINES_PER_PERIOD;
 pub use host::Host;
 pub use instance::InstanceId;
 pub use service::{MAX_SESSIONS, Service, ServiceError};

@@ -21,6 +21,7 @@ use xen_types::EvtchnPort;
 
 use crate::devices::{Device, Devices};
 use crate::gauges::LinkGauges;
+use crate::guest_log::GuestLog;
 use crate::host::Host;
 use crate::instance::InstanceId;
 use crate::sharing::Sharing;
@@ -128,6 +129,7 @@ impl Link {
         id: InstanceId,
         keys: &FrontendKeys,
         offer: &BackendOffer,
+        log: &mut GuestLog,
     ) -> Result<Self, LinkFault> {
         let layout = keys.check(offer)?;
         let mut mapping =
@@ -145,7 +147,9 @@ impl Link {
                 .unwrap_or(MaxMessageSize::MIN),
             slots: u16::try_from(layout.slots()).unwrap_or(u16::MAX),
         };
-        tracing::info!(%id, session = %keys.session, slots = layout.slots(), "attached");
+        if log.admits() {
+            tracing::info!(%id, session = %keys.session, slots = layout.slots(), "attached");
+        }
         Ok(Self {
             id,
             port,
@@ -283,11 +287,12 @@ impl Link {
         &mut self,
         host: &mut Host,
         devices: &mut Devices,
+        log: &mut GuestLog,
     ) -> (Result<LinkTurn, LinkFault>, Vec<u16>) {
         let result = if self.ending {
             Ok(self.turn_ending(devices))
         } else {
-            self.turn_serving(host, devices)
+            self.turn_serving(host, devices, log)
         };
         (result, std::mem::take(&mut self.removed))
     }
@@ -296,6 +301,7 @@ impl Link {
         &mut self,
         host: &mut Host,
         devices: &mut Devices,
+        log: &mut GuestLog,
     ) -> Result<LinkTurn, LinkFault> {
         // Acknowledged before the rings are looked at (section 4).
         self.hold = self.hold.filter(|until| *until > Instant::now());
@@ -310,10 +316,10 @@ impl Link {
             };
         }
         let mut more = self.receive()?;
-        self.act(devices);
-        more |= self.poll_devices(devices);
+        self.act(devices, log);
+        more |= self.poll_devices(devices, log);
         self.depart();
-        more |= self.sharing.step(host, self.id, &mut self.bus)?;
+        more |= self.sharing.step(host, log, &mut self.bus)?;
         let stuck = self.send()?;
         let sleep = if more {
             let notify = self.ring.consume() | self.ring.flush();
@@ -344,7 +350,7 @@ impl Link {
         Ok(true)
     }
 
-    fn act(&mut self, devices: &mut Devices) {
+    fn act(&mut self, devices: &mut Devices, log: &mut GuestLog) {
         while let Some(action) = self.bus.poll_action() {
             match action {
                 DeviceBusAction::Device { dev_num, action } => {
@@ -361,7 +367,7 @@ impl Link {
                             .slot
                             .act(action, features, model, space, &mut self.slot_events);
                     }
-                    report(&mut self.bus, dev_num, member, &mut self.slot_events);
+                    report(&mut self.bus, log, dev_num, member, &mut self.slot_events);
                 }
                 DeviceBusAction::PrivateRequest(request) => {
                     self.sharing.request(self.id, &request);
@@ -371,14 +377,14 @@ impl Link {
         }
     }
 
-    fn poll_devices(&mut self, devices: &mut Devices) -> bool {
+    fn poll_devices(&mut self, devices: &mut Devices, log: &mut GuestLog) -> bool {
         let mut more = false;
         for (number, member) in &mut self.slots {
             if let Some(model) = model(devices, *number) {
                 let space = self.sharing.space();
                 let events = &mut self.slot_events;
                 more |= member.slot.poll(model, space, BUFFERS_PER_TURN, events) == Progress::More;
-                report(&mut self.bus, DevNum(*number), member, events);
+                report(&mut self.bus, log, DevNum(*number), member, events);
             }
         }
         more
@@ -462,6 +468,7 @@ impl Link {
 /// Passes on what a device's slot says.
 fn report(
     bus: &mut DeviceSideBus,
+    log: &mut GuestLog,
     dev_num: DevNum,
     member: &mut Member,
     events: &mut Vec<SlotEvent>,
@@ -481,7 +488,15 @@ fn report(
             SlotEvent::ConfigChanged { offset, data } => {
                 bus.update(dev_num, |device| device.config_changed(offset, &data));
             }
-            SlotEvent::NeedsReset => {
+            SlotEvent::Refused { index, error } => {
+                if log.admits() {
+                    tracing::warn!(id = %log.id(), %dev_num, queue = index, %error, "queue refused");
+                }
+            }
+            SlotEvent::NeedsReset(reason) => {
+                if log.admits() {
+                    tracing::warn!(id = %log.id(), %dev_num, %reason, "the driver broke a queue; the device needs a reset");
+                }
                 bus.update(dev_num, DeviceSide::needs_reset);
             }
         }

@@ -15,6 +15,7 @@ use xenstore::StoreError;
 
 use crate::devices::{Change, Devices};
 use crate::gauges::InstanceGauges;
+use crate::guest_log::GuestLog;
 use crate::host::Host;
 use crate::instance::{InstanceId, Paths};
 use crate::link::{Link, LinkFault, LinkTurn};
@@ -48,6 +49,7 @@ pub(crate) struct Session {
     told_lock: bool,
     devices: Devices,
     link: Option<Link>,
+    log: GuestLog,
     /// Connections that a fault ended.
     faults: u64,
     /// Told to the loop's registry with each device's wake descriptor.
@@ -89,6 +91,7 @@ impl Session {
             told_lock: false,
             devices: Devices::default(),
             link: None,
+            log: GuestLog::new(id),
             faults: 0,
             token,
             generation,
@@ -248,7 +251,7 @@ impl Session {
         if !self.handshake.serves() && !link.is_ending() {
             return Ok(false);
         }
-        let (turn, removed) = link.turn(host, &mut self.devices);
+        let (turn, removed) = link.turn(host, &mut self.devices, &mut self.log);
         for number in removed {
             if self.anew {
                 continue;
@@ -288,7 +291,9 @@ impl Session {
     }
 
     fn fault(&mut self, fault: &LinkFault) {
-        tracing::warn!(id = %self.id, %fault, "the instance ends");
+        if self.log.admits() {
+            tracing::warn!(id = %self.id, %fault, "the instance ends");
+        }
         self.faults = self.faults.saturating_add(1);
         self.handshake.fault(fault.to_string());
         self.look = true;
@@ -379,7 +384,9 @@ impl Session {
             BackendCommand::Attach { session } => self.attach(host, session)?,
             BackendCommand::Reattach => Outcome::NotDone,
             BackendCommand::Publish { from, state, error } => {
-                tracing::info!(id = %self.id, state = state.number(), error, "state");
+                if self.log.admits() {
+                    tracing::info!(id = %self.id, state = state.number(), error, "state");
+                }
                 let error = error.as_deref();
                 negotiation::publish(&mut host.store, &self.paths, from, state, error)?.into()
             }
@@ -434,7 +441,7 @@ impl Session {
         };
         let outcome = FrontendKeys::parse(&keys)
             .map_err(LinkFault::from)
-            .and_then(|keys| Link::attach(host, self.id, &keys, &offer));
+            .and_then(|keys| Link::attach(host, self.id, &keys, &offer, &mut self.log));
         Ok(match outcome {
             Ok(mut link) => {
                 for (number, device) in self.devices.iter_mut() {
@@ -444,7 +451,9 @@ impl Session {
                 Outcome::Done
             }
             Err(fault) => {
-                tracing::warn!(id = %self.id, %fault, "cannot attach");
+                if self.log.admits() {
+                    tracing::warn!(id = %self.id, %fault, "cannot attach");
+                }
                 self.faults = self.faults.saturating_add(1);
                 Outcome::Failed(fault.to_string())
             }

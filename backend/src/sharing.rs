@@ -12,6 +12,7 @@ use xen_bus::messages::{AreaReply, AreaResult, AreaShare, PrivateMessage};
 use xen_hal::{MapError, MappingBuilder};
 use xen_types::{DomId, GrantRef, PAGE_SIZE};
 
+use crate::guest_log::GuestLog;
 use crate::host::Host;
 use crate::instance::InstanceId;
 
@@ -64,7 +65,9 @@ impl Sharing {
         &self.table
     }
 
-    /// Takes a private request of the bus.
+    /// Takes a private request of the bus. One that makes no sense is discarded, as virtio-msg
+    /// section 2.5 wants; having no answer, it counts among the guest's outstanding requests to
+    /// the end of the session (section 4). That many of them end the session, and nothing else.
     pub(crate) fn request(&mut self, id: InstanceId, request: &PrivateRequest) {
         match PrivateMessage::parse(request.msg_id.0, false, &request.payload) {
             Ok(message) => self.waiting.push_back((request.token, message)),
@@ -79,7 +82,7 @@ impl Sharing {
     pub(crate) fn step(
         &mut self,
         host: &Host,
-        id: InstanceId,
+        log: &mut GuestLog,
         bus: &mut DeviceSideBus,
     ) -> Result<bool, UnmapError> {
         if self.work.is_none() && self.waiting.is_empty() {
@@ -89,7 +92,7 @@ impl Sharing {
         loop {
             match self.work.take() {
                 Some(Work::Map(mapping)) => {
-                    if let Some(unfinished) = self.map_some(host, id, mapping, bus) {
+                    if let Some(unfinished) = self.map_some(host, log, mapping, bus) {
                         self.work = Some(Work::Map(unfinished));
                         return Ok(true);
                     }
@@ -118,10 +121,10 @@ impl Sharing {
             match self.waiting.pop_front() {
                 None => return Ok(false),
                 Some((token, PrivateMessage::AreaShare(request))) => {
-                    self.begin(host, id, token, request, bus);
+                    self.begin(host, log, token, request, bus);
                 }
                 Some((token, PrivateMessage::AreaUnshare(request))) => {
-                    self.begin_unshare(id, token, request.area_id, bus);
+                    self.begin_unshare(log, token, request.area_id, bus);
                 }
                 // Nothing else is a request of the driver side.
                 Some(_) => {}
@@ -149,7 +152,7 @@ impl Sharing {
     fn begin(
         &mut self,
         host: &Host,
-        id: InstanceId,
+        log: &mut GuestLog,
         token: Token,
         request: AreaShare,
         bus: &mut DeviceSideBus,
@@ -163,14 +166,14 @@ impl Sharing {
         let job = match self.table.begin_share(request) {
             Ok(job) => job,
             Err(refusal) => {
-                tracing::warn!(%id, %refusal, "area refused");
+                refused_area(log, &refusal);
                 return answer(bus, token, &refused(refusal.result()));
             }
         };
         let pages = usize::try_from(job.pages()).unwrap_or(usize::MAX);
         match host
             .platform
-            .begin_mapping(id.frontend, pages, job.access())
+            .begin_mapping(log.id().frontend, pages, job.access())
         {
             Ok(builder) => {
                 self.work = Some(Work::Map(Mapping {
@@ -180,7 +183,7 @@ impl Sharing {
                 }));
             }
             Err(error) => {
-                tracing::warn!(%id, %error, "area refused");
+                refused_area(log, &error);
                 let reply = self.table.abandon_share(job, AreaResult::NO_ROOM);
                 answer(bus, token, &PrivateMessage::AreaShareReply(reply));
             }
@@ -191,7 +194,7 @@ impl Sharing {
     fn map_some(
         &mut self,
         host: &Host,
-        id: InstanceId,
+        log: &mut GuestLog,
         mapping: Mapping,
         bus: &mut DeviceSideBus,
     ) -> Option<Mapping> {
@@ -202,14 +205,14 @@ impl Sharing {
         } = mapping;
         let result = loop {
             let done = match job.step(&mut self.budget) {
-                ShareStep::MapDirectory(gref) => match copy_page(host, id.frontend, gref) {
+                ShareStep::MapDirectory(gref) => match copy_page(host, log.id().frontend, gref) {
                     Ok(page) => job.directory(&page).map_err(|refusal| {
-                        tracing::warn!(%id, %refusal, "area refused");
+                        refused_area(log, &refusal);
                         refusal.result()
                     }),
-                    Err(error) => Err(refuse(id, &error)),
+                    Err(error) => Err(refuse(log, &error)),
                 },
-                ShareStep::MapData(refs) => builder.map(&refs).map_err(|error| refuse(id, &error)),
+                ShareStep::MapData(refs) => builder.map(&refs).map_err(|error| refuse(log, &error)),
                 ShareStep::NextTurn => {
                     return Some(Mapping {
                         token,
@@ -217,7 +220,7 @@ impl Sharing {
                         builder,
                     });
                 }
-                ShareStep::Mapped => break builder.finish().map_err(|error| refuse(id, &error)),
+                ShareStep::Mapped => break builder.finish().map_err(|error| refuse(log, &error)),
             };
             if let Err(result) = done {
                 break Err(result);
@@ -234,7 +237,7 @@ impl Sharing {
     /// Stops translating an area at once, or answers why not.
     fn begin_unshare(
         &mut self,
-        id: InstanceId,
+        log: &GuestLog,
         token: Token,
         area_id: u16,
         bus: &mut DeviceSideBus,
@@ -248,7 +251,7 @@ impl Sharing {
                 });
             }
             Err(refusal) => {
-                tracing::debug!(%id, %refusal, "area kept");
+                tracing::debug!(id = %log.id(), %refusal, "area kept");
                 let result = refusal.result();
                 let reply = PrivateMessage::AreaUnshareReply(AreaReply { area_id, result });
                 answer(bus, token, &reply);
@@ -271,9 +274,15 @@ fn copy_page(host: &Host, peer: DomId, gref: GrantRef) -> Result<[u8; PAGE_SIZE]
     Ok(page)
 }
 
-fn refuse(id: InstanceId, error: &MapError) -> AreaResult {
-    tracing::warn!(%id, %error, "area refused");
+fn refuse(log: &mut GuestLog, error: &MapError) -> AreaResult {
+    refused_area(log, error);
     AreaResult::REFUSED
+}
+
+fn refused_area(log: &mut GuestLog, why: &dyn std::fmt::Display) {
+    if log.admits() {
+        tracing::warn!(id = %log.id(), %why, "area refused");
+    }
 }
 
 fn answer(bus: &mut DeviceSideBus, token: Token, message: &PrivateMessage) {

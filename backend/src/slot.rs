@@ -5,9 +5,9 @@
 //! RESET_VQUEUE or status 0 (binding section 6, the memory contract).
 
 use guest_memory::AddressSpace;
-use virtio_devices::{DeviceEvent, DeviceModel, Progress};
+use virtio_devices::{DeviceEvent, DeviceModel, Progress, ResetReason};
 use virtio_msg::{Action, Completion, Features, QueueSetup};
-use virtqueue::{DeviceQueue, QueueLayout, RingFeatures};
+use virtqueue::{DeviceQueue, QueueLayout, RingFeatures, SetupError};
 
 /// A queue of the device.
 #[derive(Debug)]
@@ -37,7 +37,14 @@ pub(crate) enum SlotEvent {
         data: Vec<u8>,
     },
     /// The driver broke a queue.
-    NeedsReset,
+    NeedsReset(ResetReason),
+    /// The driver asked for a queue that cannot be.
+    Refused {
+        /// The queue.
+        index: u16,
+        /// Why.
+        error: SetupError,
+    },
 }
 
 /// The device's queues on this connection.
@@ -72,7 +79,7 @@ impl Slot {
     ) {
         match action {
             Action::CheckQueue { index, setup } => {
-                let accepted = self.check(index, &setup, features, space);
+                let accepted = self.check(index, &setup, features, space, out);
                 out.push(SlotEvent::Complete(Completion::QueueChecked {
                     index,
                     accepted,
@@ -124,10 +131,7 @@ impl Slot {
                 DeviceEvent::ConfigChanged { offset, data } => {
                     out.push(SlotEvent::ConfigChanged { offset, data });
                 }
-                DeviceEvent::NeedsReset(reason) => {
-                    tracing::warn!(%reason, "the driver broke a queue; the device needs a reset");
-                    out.push(SlotEvent::NeedsReset);
-                }
+                DeviceEvent::NeedsReset(reason) => out.push(SlotEvent::NeedsReset(reason)),
                 DeviceEvent::Stopped(index, _) => {
                     if let Some(queue) = self.queue(index) {
                         *queue = QueueSlot::Off;
@@ -183,6 +187,7 @@ impl Slot {
         setup: &QueueSetup,
         features: Features,
         space: &impl AddressSpace,
+        out: &mut Vec<SlotEvent>,
     ) -> bool {
         if self.leaving {
             return false;
@@ -206,7 +211,7 @@ impl Slot {
                 _ => false,
             },
             Err(error) => {
-                tracing::warn!(queue = index, %error, "queue refused");
+                out.push(SlotEvent::Refused { index, error });
                 false
             }
         }
