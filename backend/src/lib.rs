@@ -33,5 +33,5 @@ pub use gauges::{Gauges, InstanceGauges, LinkGauges};
 pub use guest_log::GUEST_LINES_PER_PERIOD;
 pub use host::Host;
 pub use instance::InstanceId;
-pub use service::{MAX_SESSIONS, Service, ServiceError};
+pub use service::{DOMAINS_PER_TURN, MAX_SESSIONS, Service, ServiceError};
 pub use start::{StartError, open_host, run, run_dir};

@@ -32,6 +32,9 @@ const GAUGES: Token = Token(usize::MAX - 3);
 const EVENTS_PER_TURN: usize = 128;
 /// Watch events handled in one turn, so that a guest writing its state does not keep the loop.
 const WATCHES_PER_TURN: usize = 64;
+/// Instances whose domain is looked for in one turn after some domain ended; each look costs about
+/// eight requests to XenStore, and a guest that reboots without end causes them for everybody.
+pub const DOMAINS_PER_TURN: usize = 32;
 /// Bus instances served at once; each costs a ring page, a port and a few kilobytes.
 pub const MAX_SESSIONS: usize = 4096;
 
@@ -62,6 +65,8 @@ pub struct Service {
     by_port: HashMap<EvtchnPort, usize>,
     /// Sessions with something to do, in the order in which they get their turn.
     ready: VecDeque<usize>,
+    /// Sessions whose domain may have died, in the order in which they are looked after.
+    unchecked: VecDeque<usize>,
     /// Counts sessions, so that an event for one that is gone does not reach its successor.
     generation: u32,
     ports: Vec<EvtchnPort>,
@@ -113,6 +118,7 @@ impl Service {
             by_id: BTreeMap::new(),
             by_port: HashMap::new(),
             ready: VecDeque::new(),
+            unchecked: VecDeque::new(),
             generation: 0,
             ports: Vec::new(),
             gauges,
@@ -174,8 +180,9 @@ impl Service {
             self.stop();
         }
         self.take_timers();
+        self.check_domains();
         self.serve()?;
-        Ok(!self.ready.is_empty() || self.watches_left || self.host.store.has_event())
+        Ok(self.has_work())
     }
 
     /// How many instances are known.
@@ -203,8 +210,16 @@ impl Service {
         &self.host
     }
 
+    /// Whether the next turn need not wait.
+    fn has_work(&self) -> bool {
+        !self.ready.is_empty()
+            || !self.unchecked.is_empty()
+            || self.watches_left
+            || self.host.store.has_event()
+    }
+
     fn wait_limit(&self, limit: Option<Duration>) -> Option<Duration> {
-        if !self.ready.is_empty() || self.watches_left || self.host.store.has_event() {
+        if self.has_work() {
             return Some(Duration::ZERO);
         }
         let now = Instant::now();
@@ -280,10 +295,25 @@ impl Service {
         }
     }
 
+    /// Some domain ended: every session is to look for its own, a few in each turn.
     fn domains_changed(&mut self) {
         for (key, session) in &mut self.sessions {
-            session.domains_changed();
-            make_ready(&mut self.ready, key, session);
+            if !std::mem::replace(&mut session.unchecked, true) {
+                self.unchecked.push_back(key);
+            }
+        }
+    }
+
+    fn check_domains(&mut self) {
+        for _ in 0..DOMAINS_PER_TURN {
+            let Some(key) = self.unchecked.pop_front() else {
+                break;
+            };
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.unchecked = false;
+                session.domains_changed();
+                make_ready(&mut self.ready, key, session);
+            }
         }
     }
 

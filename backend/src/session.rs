@@ -56,6 +56,8 @@ pub(crate) struct Session {
     token: Token,
     pub(crate) generation: u32,
     pub(crate) queued: bool,
+    /// The loop is to let it look for its domain.
+    pub(crate) unchecked: bool,
     /// Look at the connection states again.
     look: bool,
     look_at_devices: bool,
@@ -96,6 +98,7 @@ impl Session {
             token,
             generation,
             queued: false,
+            unchecked: false,
             look: true,
             look_at_devices: true,
             anew: false,
