@@ -1,17 +1,19 @@
 //! Watch events between their arrival and the moment somebody asks for them.
 //!
 //! A watch says "look again", never "this happened once": so an event that is queued already is
-//! not queued twice, and what does not fit any more becomes one event per watch, on the watched
-//! path itself. Nothing is lost by either, and memory stays bounded whatever a guest writes.
+//! not queued twice, and one that does not fit any more becomes the event of its watch, on the
+//! watched path itself, which is queued once. Nothing is lost by either, whatever waits keeps its
+//! place, and memory stays bounded whatever a guest writes.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::StoreError;
 use crate::wire::{check_path, strings};
 
-/// Most distinct events that are kept. A backend of a hundred guests sees a few hundred between
-/// two looks; a guest that writes thousands of paths below a watched one is not worth more memory
-/// than this many paths at their longest, 8 MiB in all.
+/// Distinct events that are kept as they are; beyond it there is at most one for each watch. A
+/// backend of a hundred guests sees a few hundred between two looks; a guest that writes thousands
+/// of paths below a watched one is not worth more memory than this many paths at their longest,
+/// 8 MiB in all.
 const MAX_QUEUED: usize = 1024;
 
 /// Something at or below a watched path changed.
@@ -28,26 +30,29 @@ pub struct WatchEvent {
 pub(super) struct EventQueue {
     order: VecDeque<WatchEvent>,
     queued: HashSet<WatchEvent>,
-    /// The watches, each as its own first event.
-    watches: Vec<WatchEvent>,
+    /// The watched paths of each token.
+    watches: HashMap<String, Vec<String>>,
 }
 
 impl EventQueue {
     /// Whether it is new.
     pub(super) fn add_watch(&mut self, path: &str, token: &str) -> bool {
-        let watch = event(path, token);
-        let new = !self.watches.contains(&watch);
+        let paths = self.watches.entry(token.to_owned()).or_default();
+        let new = !paths.iter().any(|other| other == path);
         if new {
-            self.watches.push(watch);
+            paths.push(path.to_owned());
         }
         new
     }
 
     /// Events of the watch go too, unless another watch has the same token.
     pub(super) fn remove_watch(&mut self, path: &str, token: &str) {
-        let watch = event(path, token);
-        self.watches.retain(|other| *other != watch);
-        if !self.is_ours(token) {
+        let Some(paths) = self.watches.get_mut(token) else {
+            return;
+        };
+        paths.retain(|other| other != path);
+        if paths.is_empty() {
+            self.watches.remove(token);
             self.order.retain(|event| event.token != token);
             self.queued.retain(|event| event.token != token);
         }
@@ -63,23 +68,17 @@ impl EventQueue {
                 problem: "a watch event without a path and a token",
             });
         };
-        // Of a watch that was dropped meanwhile.
-        if self.is_ours(token) {
-            self.push(event(path, token));
+        // None: of a watch that was dropped meanwhile.
+        if let Some(watched) = self.watches.get(token) {
+            if self.order.len() < MAX_QUEUED {
+                self.enqueue(event(path, token));
+            } else {
+                for path in watched.clone() {
+                    self.enqueue(event(&path, token));
+                }
+            }
         }
         Ok(())
-    }
-
-    fn push(&mut self, event: WatchEvent) {
-        if self.order.len() >= MAX_QUEUED && !self.queued.contains(&event) {
-            self.order.clear();
-            self.queued.clear();
-            for watch in self.watches.clone() {
-                self.enqueue(watch);
-            }
-        } else {
-            self.enqueue(event);
-        }
     }
 
     fn enqueue(&mut self, event: WatchEvent) {
@@ -96,10 +95,6 @@ impl EventQueue {
 
     pub(super) fn is_empty(&self) -> bool {
         self.order.is_empty()
-    }
-
-    fn is_ours(&self, token: &str) -> bool {
-        self.watches.iter().any(|watch| watch.token == token)
     }
 }
 
@@ -140,19 +135,45 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_becomes_one_event_per_watch_and_none_is_lost() {
+    fn a_flood_ends_in_one_event_for_its_watch_and_none_is_lost() {
         let mut queue = EventQueue::default();
         queue.add_watch("/a", "t");
         queue.add_watch("@releaseDomain", "r");
-        for number in 0..=MAX_QUEUED {
+        for number in 0..2 * MAX_QUEUED {
             push(&mut queue, &format!("/a/{number}"), "t");
         }
-        let expected = [("/a", "t"), ("@releaseDomain", "r")];
-        assert_eq!(
-            all(&mut queue),
-            expected.map(|(path, token)| (path.to_owned(), token.to_owned()))
-        );
+        push(&mut queue, "@releaseDomain", "r");
+        let events = all(&mut queue);
+        assert_eq!(events.len(), MAX_QUEUED + 2);
+        assert_eq!(events[0].0, "/a/0", "what waits keeps its place");
+        assert_eq!(events[MAX_QUEUED].0, "/a");
+        assert_eq!(events[MAX_QUEUED + 1].0, "@releaseDomain");
         assert!(queue.queued.is_empty());
+    }
+
+    #[test]
+    fn more_watches_than_events_are_kept_all_get_their_turn_under_a_flood() {
+        let mut queue = EventQueue::default();
+        let watches = 4 * MAX_QUEUED;
+        for number in 0..watches {
+            queue.add_watch(&format!("/{number}"), &number.to_string());
+        }
+        let fire_all = |queue: &mut EventQueue| {
+            for number in 0..watches {
+                push(queue, &format!("/{number}"), &number.to_string());
+            }
+        };
+        fire_all(&mut queue);
+        let mut seen = HashSet::new();
+        // Between two looks everybody writes again; a look takes a few events.
+        for _ in 0..watches / 64 {
+            for _ in 0..64 {
+                seen.insert(queue.pop().unwrap().token);
+            }
+            fire_all(&mut queue);
+            assert_eq!(queue.order.len(), watches, "bounded");
+        }
+        assert_eq!(seen.len(), watches);
     }
 
     #[test]
