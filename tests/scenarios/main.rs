@@ -6,3 +6,4 @@ mod kills;
 mod many_guests;
 mod per_io;
 mod scene;
+mod xenstore_tools;
