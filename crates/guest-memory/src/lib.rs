@@ -70,6 +70,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Beside memory, the few system calls on files that move it, or that only raw calls reach: vectored
+//! I/O, locks as QEMU takes them ([`lock_byte`]), discards of a block device.
+//!
 //! What this crate does not do: grants, event channels, XenStore (`xen-hal`), and any meaning of
 //! the bytes.
 
@@ -86,17 +89,21 @@
 
 mod area;
 mod array;
+mod blkdev;
 mod copy;
 mod iovec;
 mod lease;
 mod mmap;
+mod ofd;
 mod range;
 mod space;
 
 pub use area::{Area, Backing, UnmapError};
 pub use array::{LeasedArray, ReadOnly, ReadWrite, Right, Word};
+pub use blkdev::discard_blocks;
 pub use iovec::{MAX_IOVECS, preadv2, pwritev2};
 pub use lease::{Lease, LeasedRange};
+pub use ofd::{ForeignLock, foreign_lock, lock_byte};
 pub use range::{GuestRange, RangeError};
 pub use rustix::io::ReadWriteFlags;
 pub use space::{AddressSpace, FlatSpace, TranslateError};
