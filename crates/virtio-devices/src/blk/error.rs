@@ -35,15 +35,22 @@ pub enum BlkError {
     },
     /// Somebody else has it open in a way that does not go together with ours.
     #[error(
-        "{}: is in use by another process or device{}",
+        "{}: is in use by another process or device{}; {}",
         path.display(),
-        if *read_only { " that writes to it" } else { "" }
+        if *read_only { " that writes to it" } else { "" },
+        match holder {
+            Some(pid) => format!("it is process {pid}"),
+            None => format!("`fuser -v {}` lists who has it open", path.display()),
+        }
     )]
     InUse {
         /// The image.
         path: PathBuf,
         /// Whether only reading was asked for.
         read_only: bool,
+        /// The other process, where the kernel tells: for POSIX locks. Not for those that QEMU
+        /// and we take, nor for block devices.
+        holder: Option<u32>,
     },
     /// Neither a regular file nor a block device.
     #[error("{}: is {found}, not a regular file or a block device", path.display())]

@@ -1,12 +1,10 @@
-//! The image: opening it for us alone, and what it says of itself.
+//! The image: opening it, and what it says of itself.
 //!
-//! Two devices or processes that write to one image destroy it. Regular files are locked with
-//! flock(2), shared by readers, so that two of ours never meet. Other programs see that lock only
-//! if they ask for it; QEMU asks for another one (F_OFD_SETLK), for which there is no safe
-//! interface among our libraries. A block device that is written to is opened exclusively, which
-//! the kernel keeps up against everybody: mounts, volume managers and QEMU.
+//! Two devices or processes that write to one image destroy it. A regular file is locked as QEMU
+//! locks it (see `lock`). A block device that is written to is opened exclusively, which the kernel
+//! keeps up against everybody: mounts, volume managers and QEMU.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -15,6 +13,7 @@ use rustix::fs::{OFlags, ioctl_blkpbszget, ioctl_blksszget};
 use rustix::io::Errno;
 
 use super::error::BlkError;
+use super::lock::{self, Lock};
 
 /// Bytes of a sector: the unit of the protocol, whatever the block size.
 pub(super) const SECTOR: u64 = 512;
@@ -71,6 +70,7 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(File, Geometry), Blk
         io::ErrorKind::ResourceBusy => BlkError::InUse {
             path: path.into(),
             read_only,
+            holder: None,
         },
         _ => BlkError::Open {
             path: path.into(),
@@ -92,7 +92,21 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(File, Geometry), Blk
     }
     let mut file = options.open(path).map_err(named)?;
     if kind.is_file() {
-        lock(&file, path, read_only).map_err(named)?;
+        match lock::take(&file, read_only) {
+            Ok(Lock::Taken) => {}
+            Ok(Lock::InUse { holder }) => {
+                return Err(BlkError::InUse {
+                    path: path.into(),
+                    read_only,
+                    holder,
+                });
+            }
+            // A network file system without locks is not useless.
+            Ok(Lock::Unsupported(error)) => {
+                tracing::warn!(path = %path.display(), %error, "the image cannot be locked");
+            }
+            Err(error) => return Err(named(error)),
+        }
     }
     // The end tells the size of a block device too, which its metadata does not.
     let bytes = file.seek(SeekFrom::End(0)).map_err(named)?;
@@ -123,27 +137,6 @@ fn block_device(file: &File, bytes: u64) -> Result<Geometry, Errno> {
         ioctl_blksszget(file)?,
         ioctl_blkpbszget(file)?,
     ))
-}
-
-/// Held until the last descriptor is closed: while any thread still does I/O for the device.
-fn lock(file: &File, path: &Path, read_only: bool) -> io::Result<()> {
-    let locked = if read_only {
-        file.try_lock_shared()
-    } else {
-        file.try_lock()
-    };
-    match locked {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::ResourceBusy.into()),
-        Err(TryLockError::Error(error)) => match Errno::from_io_error(&error) {
-            // A network file system without locks is not useless.
-            Some(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => {
-                tracing::warn!(path = %path.display(), "the image cannot be locked: {error}");
-                Ok(())
-            }
-            _ => Err(error),
-        },
-    }
 }
 
 fn describe(kind: fs::FileType) -> &'static str {
@@ -223,12 +216,13 @@ mod tests {
         let name = path.display();
 
         let readers = [open(path, true).unwrap(), open(path, true).unwrap()];
+        let hint = format!("`fuser -v {name}` lists who has it open");
         let in_use = format!("{name}: is in use by another process or device");
-        assert_eq!(said(false), in_use);
+        assert_eq!(said(false), format!("{in_use}; {hint}"));
         drop(readers);
         let writer = open(path, false).unwrap();
-        assert_eq!(said(false), in_use);
-        assert_eq!(said(true), format!("{in_use} that writes to it"));
+        assert_eq!(said(false), format!("{in_use}; {hint}"));
+        assert_eq!(said(true), format!("{in_use} that writes to it; {hint}"));
         drop(writer);
         open(path, false).unwrap();
     }

@@ -7,7 +7,8 @@
 //!
 //! From the outside in: `config` (what it is made from), `offer` (what it shows), `device` (queues,
 //! budget, completions), `serve` (one request), `request` and `erase` (what it may do), `job` (what
-//! waits), `flush` (which sync covers what), `storage` (doing it), `image` (the file or disk).
+//! waits), `flush` (which sync covers what), `storage` (doing it), `image` (the file or
+//! disk), `lock` (against whom else it is kept).
 
 mod config;
 mod device;
@@ -16,6 +17,7 @@ mod error;
 mod flush;
 mod image;
 mod job;
+mod lock;
 mod offer;
 mod request;
 mod serve;
