@@ -19,7 +19,9 @@ mod instance;
 mod link;
 mod pool;
 
-pub use disk::{BLK_DEVICE_ID, Disk, Finished, MAX_REQUEST, MAX_SLOTS, Operation, SECTOR, Status};
+pub use disk::{
+    BLK_DEVICE_ID, Disk, DiskOptions, Finished, MAX_REQUEST, Operation, SECTOR, Status,
+};
 pub use error::FrontendError;
 pub use frontend::{Frontend, Watched, open_platform};
 pub use instance::Instance;

@@ -3,6 +3,7 @@
 mod attach_detach;
 mod bad_input;
 mod kills;
+mod load;
 mod many_guests;
 mod per_io;
 mod scene;

@@ -1,4 +1,4 @@
-//! `vmsg frontend blk`: copies between a file and a block device of the bus, or serves it.
+//! `vmsg frontend blk`: copies between a file and a block device of the bus, serves it, or loads it.
 
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Seek as _, SeekFrom, Write as _};
@@ -6,11 +6,11 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use frontend_shim::{Disk, Frontend};
+use frontend_shim::{Disk, DiskOptions, Frontend};
 use xen_hal::PlatformSpec;
 
 use crate::frontend::{connect, leave};
-use crate::{Usage, export, output, progress, transfer};
+use crate::{Usage, export, load, output, progress, transfer};
 
 /// Use a block device.
 #[derive(Debug, clap::Subcommand)]
@@ -50,6 +50,26 @@ pub(crate) enum Command {
         /// The bus.
         #[arg(long, value_name = "HANDLE", default_value_t = 0)]
         bus: u32,
+    },
+    /// Load a device with single requests, and say what each cost.
+    ///
+    /// The words are fio's. Reads leave the device as it is; writes overwrite it.
+    #[command(after_help = "Examples:
+  vmsg frontend blk bench 0                                  4 KiB random reads, one in flight
+  vmsg frontend blk bench 0 --iodepth 32 --json
+  vmsg frontend blk bench 0 --rw write --bs 65536 --iodepth 8")]
+    Bench {
+        /// Device number.
+        #[arg(value_name = "DEV")]
+        device: u16,
+        #[command(flatten)]
+        load: load::Load,
+        /// The bus.
+        #[arg(long, value_name = "HANDLE", default_value_t = 0)]
+        bus: u32,
+        /// Print figures for programs.
+        #[arg(long)]
+        json: bool,
     },
     /// Compare a file with the start of a device, byte by byte.
     Verify {
@@ -107,9 +127,28 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
         Command::Copy { .. } => {
             Err(Usage("one of FROM and TO must be a device number, the other a file").into())
         }
-        Command::Export { nbd, device, bus } => use_disk(spec, *bus, *device, |frontend, disk| {
-            export::serve(frontend, disk, nbd)
-        }),
+        Command::Export { nbd, device, bus } => use_disk(
+            spec,
+            *bus,
+            *device,
+            DiskOptions::default(),
+            |frontend, disk| export::serve(frontend, disk, nbd),
+        ),
+        Command::Bench {
+            device,
+            load,
+            bus,
+            json,
+        } => {
+            let options = DiskOptions {
+                requests: load.iodepth,
+                request_bytes: load.bs,
+            };
+            let report = use_disk(spec, *bus, *device, options, |frontend, disk| {
+                load::run(frontend, disk, *load)
+            })?;
+            load::print(&report, *json)
+        }
         Command::Verify {
             file,
             device,
@@ -128,7 +167,7 @@ fn with_disk(
     json: bool,
     work: impl FnOnce(&mut Frontend, &mut Disk) -> anyhow::Result<transfer::Figures>,
 ) -> anyhow::Result<()> {
-    let figures = use_disk(spec, bus, device, work)?;
+    let figures = use_disk(spec, bus, device, DiskOptions::default(), work)?;
     if json {
         return output::print_json(&figures);
     }
@@ -146,10 +185,11 @@ fn use_disk<T>(
     spec: &PlatformSpec,
     bus: u32,
     device: u16,
+    options: DiskOptions,
     work: impl FnOnce(&mut Frontend, &mut Disk) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let mut frontend = connect(spec, bus)?;
-    let result = on_disk(&mut frontend, device, work);
+    let result = on_disk(&mut frontend, device, options, work);
     // In order also after a failure: the backend is to let go of this process's memory.
     let left = leave(frontend);
     let value = result.with_context(|| format!("bus {bus} device {device}"))?;
@@ -161,9 +201,10 @@ fn use_disk<T>(
 fn on_disk<T>(
     frontend: &mut Frontend,
     device: u16,
+    options: DiskOptions,
     work: impl FnOnce(&mut Frontend, &mut Disk) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let mut disk = Disk::open(frontend, device)?;
+    let mut disk = Disk::open_with(frontend, device, options)?;
     let result = work(frontend, &mut disk);
     let closed = disk.close(frontend);
     let value = result?;

@@ -16,6 +16,7 @@ mod export;
 mod frontend;
 mod hosted;
 mod list;
+mod load;
 mod logging;
 mod output;
 mod platform;

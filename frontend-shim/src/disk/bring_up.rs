@@ -7,7 +7,7 @@ use virtio_msg::{DriverAction, DriverBusAction, DriverConfig, DriverSide, Featur
 use virtqueue::{DriverQueue, QueueLayout, RingFeatures};
 
 use super::{
-    BLK_DEVICE_ID, Disk, F_BLK_SIZE, F_FLUSH, F_RO, MAX_SLOTS, RESET_LIMIT, Slot, failed, pool,
+    BLK_DEVICE_ID, Disk, DiskOptions, F_BLK_SIZE, F_FLUSH, F_RO, RESET_LIMIT, Slot, failed, pool,
 };
 use crate::error::FrontendError;
 use crate::frontend::Frontend;
@@ -23,11 +23,24 @@ const CONFIG_LEN: u32 = 60;
 const MESSAGE_LIMIT: Duration = Duration::from_secs(10);
 
 impl Disk {
-    /// Brings device `dev_num` up. Shares the frontend's memory first if that was not done yet.
+    /// Brings device `dev_num` up with the default [`DiskOptions`]. Shares the frontend's memory first
+    /// if that was not done yet.
     ///
     /// # Errors
     /// There is no such device, it is no block device, or it does not come up.
     pub fn open(frontend: &mut Frontend, dev_num: u16) -> Result<Self, FrontendError> {
+        Self::open_with(frontend, dev_num, DiskOptions::default())
+    }
+
+    /// Brings device `dev_num` up with room for as many requests as `options` says.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    pub fn open_with(
+        frontend: &mut Frontend,
+        dev_num: u16,
+        options: DiskOptions,
+    ) -> Result<Self, FrontendError> {
         frontend.share_pool()?;
         let known = frontend.devices()?;
         if !known.contains(&dev_num) {
@@ -67,7 +80,7 @@ impl Disk {
                     let Some((queue, blocks)) = queue else {
                         return Err(failed(dev_num.0, "has no queue"));
                     };
-                    return Self::new(frontend, dev_num, queue, blocks, features, &config);
+                    return Self::new(frontend, dev_num, queue, blocks, features, &config, options);
                 }
                 DriverAction::Failed(fault) => return Err(failed(dev_num.0, fault)),
                 _ => {}
@@ -82,6 +95,7 @@ impl Disk {
         queue_blocks: [Block; 2],
         features: Features,
         config: &[u8],
+        options: DiskOptions,
     ) -> Result<Self, FrontendError> {
         let capacity = config
             .first_chunk::<8>()
@@ -89,8 +103,8 @@ impl Disk {
             .ok_or_else(|| failed(dev_num.0, "has no capacity in its configuration space"))?;
         let pool = pool(frontend, dev_num)?;
         let mut slots = Vec::new();
-        while slots.len() < MAX_SLOTS {
-            match Slot::take(pool) {
+        while slots.len() < options.requests {
+            match Slot::take(pool, options.request_bytes) {
                 Ok(slot) => slots.push(slot),
                 Err(full) if slots.is_empty() => return Err(failed(dev_num.0, full)),
                 Err(_) => break,
@@ -100,6 +114,7 @@ impl Disk {
             dev_num,
             queue,
             slots,
+            request_bytes: options.request_bytes,
             queue_blocks,
             capacity,
             features,

@@ -21,8 +21,6 @@ pub use request::{Finished, MAX_REQUEST, Operation, SECTOR, Status};
 
 /// Virtio device type of a block device.
 pub const BLK_DEVICE_ID: u32 = 2;
-/// Requests that a disk can have in flight; fewer if the shared area has no room for so many.
-pub const MAX_SLOTS: usize = 8;
 /// How long a reset may take.
 const RESET_LIMIT: Duration = Duration::from_secs(60);
 
@@ -30,6 +28,24 @@ const RESET_LIMIT: Duration = Duration::from_secs(60);
 const F_RO: Features = Features::bit(5);
 const F_BLK_SIZE: Features = Features::bit(6);
 const F_FLUSH: Features = Features::bit(9);
+
+/// How much of the shared area a disk takes for its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// Requests that can be in flight; fewer if the shared area has no room for so many.
+    pub requests: usize,
+    /// Bytes that each can move.
+    pub request_bytes: usize,
+}
+
+impl Default for DiskOptions {
+    fn default() -> Self {
+        Self {
+            requests: 8,
+            request_bytes: MAX_REQUEST,
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Slot {
@@ -40,9 +56,9 @@ struct Slot {
 }
 
 impl Slot {
-    fn take(pool: &mut Pool) -> Result<Self, PoolFull> {
+    fn take(pool: &mut Pool, request_bytes: usize) -> Result<Self, PoolFull> {
         let control = pool.take(CONTROL)?;
-        match pool.take(MAX_REQUEST) {
+        match pool.take(request_bytes) {
             Ok(data) => Ok(Self {
                 control,
                 data,
@@ -62,6 +78,7 @@ pub struct Disk {
     dev_num: DevNum,
     queue: DriverQueue,
     slots: Vec<Slot>,
+    request_bytes: usize,
     /// The queue's memory.
     queue_blocks: [Block; 2],
     capacity: u64,
@@ -204,7 +221,7 @@ impl Disk {
     fn length(&self, len: usize) -> Result<u32, FrontendError> {
         u32::try_from(len)
             .ok()
-            .filter(|_| len <= MAX_REQUEST)
+            .filter(|_| len <= self.request_bytes)
             .ok_or_else(|| failed(self.dev_num.0, format!("{len} bytes do not fit a request")))
     }
 }

@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use frontend_shim::Disk;
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use xen_hal::PlatformSpec;
 
 use crate::frontend::{connect, leave};
+use crate::load::percentile;
 use crate::transfer::{self, Figures};
 
 /// Reads that are timed, and counted, one at a time.
@@ -121,13 +121,6 @@ impl<R: Read> Read for Inverted<R> {
         }
         Ok(len)
     }
-}
-
-fn percentile(sorted: &[Duration], percent: usize) -> f64 {
-    let at = sorted.len() * percent / 100;
-    sorted
-        .get(at.min(sorted.len().saturating_sub(1)))
-        .map_or(0.0, |latency| latency.as_secs_f64() * 1e6)
 }
 
 fn say(line: &Line) -> anyhow::Result<()> {

@@ -1,0 +1,176 @@
+//! `vmsg frontend blk bench`: a load of single requests on a block device, and what each of them cost.
+//!
+//! The words are fio's. Data is copied between the shared area and private memory, as an application's would be.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use frontend_shim::{Disk, Frontend, Operation, SECTOR};
+use serde::Serialize;
+
+use crate::{output, progress};
+
+/// Visits all parts of a disk before it comes back: prime, and far from any stride of a cache.
+const RANDOM_STRIDE: u64 = 1_000_003;
+
+/// What is asked of the device, over and over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Pattern {
+    /// Reads, one block after the other
+    Read,
+    /// Reads all over the device
+    Randread,
+    /// Writes, one block after the other: overwrites the device
+    Write,
+    /// Writes all over the device: overwrites it
+    Randwrite,
+}
+
+impl Pattern {
+    const fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::Randwrite)
+    }
+
+    const fn stride(self) -> u64 {
+        match self {
+            Self::Read | Self::Write => 1,
+            Self::Randread | Self::Randwrite => RANDOM_STRIDE,
+        }
+    }
+}
+
+/// The load.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Load {
+    /// What each request does.
+    #[arg(long, value_enum, default_value = "randread")]
+    pub(crate) rw: Pattern,
+    /// Bytes of each request, a multiple of 512.
+    #[arg(long, value_name = "BYTES", default_value_t = 4096)]
+    pub(crate) bs: usize,
+    /// Requests in flight.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) iodepth: usize,
+    /// Requests in all.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub(crate) requests: u64,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    rw: Pattern,
+    bs: usize,
+    iodepth: usize,
+    requests: u64,
+    seconds: f64,
+    iops: f64,
+    mib_per_second: f64,
+    latency_us_p50: f64,
+    latency_us_p99: f64,
+    /// Event-channel notifications that the guest sent.
+    sends_per_request: f64,
+    /// Messages that the guest received.
+    messages_per_request: f64,
+}
+
+pub(crate) fn run(frontend: &mut Frontend, disk: &mut Disk, load: Load) -> anyhow::Result<Report> {
+    let Load {
+        rw,
+        bs,
+        iodepth,
+        requests,
+    } = load;
+    let sectors = bs as u64 / SECTOR;
+    let blocks = (disk.bytes() / SECTOR).checked_div(sectors).unwrap_or(0);
+    ensure!(
+        (bs as u64).is_multiple_of(SECTOR) && blocks > 0,
+        "--bs {bs}: a multiple of {SECTOR} up to the {} bytes of the disk is needed",
+        disk.bytes()
+    );
+    ensure!(requests > 0, "--requests 0: nothing would be measured");
+    if disk.slots() < iodepth || iodepth == 0 {
+        bail!(
+            "--iodepth {iodepth} with --bs {bs}: between 1 and {} fit into the shared area",
+            disk.slots()
+        );
+    }
+    if rw.writes() && disk.is_read_only() {
+        bail!("the device is read-only");
+    }
+    let mut data = vec![0x5a; bs];
+    let mut latencies = Vec::with_capacity(usize::try_from(requests).context("--requests")?);
+    let bar = progress::bar("bench", requests * bs as u64);
+    let before = frontend.link()?.counters();
+    let start = Instant::now();
+    let mut asked = 0;
+    while latencies.len() < latencies.capacity() {
+        while asked < requests && disk.in_flight() < iodepth {
+            let slot = disk.free_slot().context("no slot is free")?;
+            let sector = asked.wrapping_mul(rw.stride()) % blocks * sectors;
+            let operation = if rw.writes() {
+                disk.fill(frontend, slot, &data)?;
+                Operation::Write { sector, len: bs }
+            } else {
+                Operation::Read { sector, len: bs }
+            };
+            disk.submit(frontend, slot, operation)?;
+            asked += 1;
+        }
+        let finished = disk.finish(frontend)?;
+        if !rw.writes() {
+            disk.take(frontend, finished.slot, &mut data)?;
+        }
+        latencies.push(finished.latency);
+        bar.inc(bs as u64);
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+    let after = frontend.link()?.counters();
+    latencies.sort_unstable();
+    // Exact below 2^53 requests.
+    #[expect(clippy::cast_precision_loss, reason = "for display")]
+    let per_request = |count: u64| count as f64 / requests as f64;
+    let iops = per_request(1).recip() / seconds;
+    #[expect(clippy::cast_precision_loss, reason = "for display")]
+    let mib_per_second = iops * bs as f64 / f64::from(1 << 20);
+    Ok(Report {
+        rw,
+        bs,
+        iodepth,
+        requests,
+        seconds,
+        iops,
+        mib_per_second,
+        latency_us_p50: percentile(&latencies, 50),
+        latency_us_p99: percentile(&latencies, 99),
+        sends_per_request: per_request(after.notifications - before.notifications),
+        messages_per_request: per_request(after.received - before.received),
+    })
+}
+
+pub(crate) fn print(report: &Report, json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::print_json(report);
+    }
+    Ok(output::print(format_args!(
+        "{} requests in {:.2} s: {:.0} IOPS, {:.1} MiB/s, latency {:.1} us (median), {:.1} us (p99), {:.3} sends and {:.3} messages received per request",
+        report.requests,
+        report.seconds,
+        report.iops,
+        report.mib_per_second,
+        report.latency_us_p50,
+        report.latency_us_p99,
+        report.sends_per_request,
+        report.messages_per_request,
+    ))?)
+}
+
+/// In microseconds, of sorted latencies.
+pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+    let at = sorted.len() * percent / 100;
+    sorted
+        .get(at.min(sorted.len().saturating_sub(1)))
+        .map_or(0.0, |latency| latency.as_secs_f64() * 1e6)
+}
