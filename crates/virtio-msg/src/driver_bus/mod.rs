@@ -245,6 +245,18 @@ impl DriverSideBus {
 
     /// The next thing to do. To be called until there is nothing, after each change.
     pub fn poll_action(&mut self) -> Option<DriverBusAction> {
+        if let Some(action) = self.poll_bus_action() {
+            return Some(action);
+        }
+        let (dev_num, ()) = self.actions.take()?;
+        let action = self.devices.get_mut(&dev_num)?.device.poll_action()?;
+        self.follow_up(dev_num);
+        Some(DriverBusAction::Device { dev_num, action })
+    }
+
+    /// As [`Self::poll_action`], without what is for the users of devices: they ask their own, by
+    /// [`Self::update`] and [`DriverSide::poll_action`].
+    pub fn poll_bus_action(&mut self) -> Option<DriverBusAction> {
         if let Some((dev_num, change)) = self.presence.take() {
             if !change.removed {
                 return Some(DriverBusAction::Added(dev_num));
@@ -263,13 +275,8 @@ impl DriverSideBus {
         if let Some(news) = self.news.pop_front() {
             return Some(news);
         }
-        if let Some(((msg_id, payload), ())) = self.private_received.take() {
-            return Some(DriverBusAction::PrivateEvent { msg_id, payload });
-        }
-        let (dev_num, ()) = self.actions.take()?;
-        let action = self.devices.get_mut(&dev_num)?.device.poll_action()?;
-        self.follow_up(dev_num);
-        Some(DriverBusAction::Device { dev_num, action })
+        let ((msg_id, payload), ()) = self.private_received.take()?;
+        Some(DriverBusAction::PrivateEvent { msg_id, payload })
     }
 
     /// Queues a private request (ids 0x80..=0xbf). None when it does not fit a message.
