@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use xen_bus::handshake::XenbusState;
 use xen_bus::keys::KeyError;
+use xen_bus::messages::AreaResult;
 use xen_bus::ring::RingFault;
 use xen_hal::{EvtchnError, GrantError, OpenError};
 use xenstore::StoreError;
@@ -89,10 +90,14 @@ pub enum FrontendError {
     #[error("the backend broke the message ring: {0}")]
     Ring(#[from] RingFault),
     /// The backend did not answer in time.
-    #[error("bus {handle}: no answer within {limit:?} to {what}")]
+    #[error(
+        "bus {handle}: no answer of the backend in domain {backend} within {limit:?} to {what}"
+    )]
     Timeout {
         /// The number of the bus.
         handle: u32,
+        /// The backend's domain.
+        backend: u16,
         /// What was asked.
         what: String,
         /// The limit.
@@ -106,7 +111,27 @@ pub enum FrontendError {
         /// Pages of the area.
         pages: usize,
         /// The backend's answer.
-        result: String,
+        result: AreaResult,
+    },
+    /// The backend answered with what is no answer.
+    #[error("bus {handle}: the backend's answer to {what}: {why}")]
+    Answer {
+        /// The number of the bus.
+        handle: u32,
+        /// What was asked.
+        what: &'static str,
+        /// What is wrong with the answer.
+        why: String,
+    },
+    /// The device is of another kind.
+    #[error("device {dev_num}: is of virtio type {found}, not {wanted}")]
+    OtherKind {
+        /// The device number.
+        dev_num: u16,
+        /// The virtio device type that was wanted.
+        wanted: u32,
+        /// What the device says that it is.
+        found: u32,
     },
     /// The device cannot be used.
     #[error("device {dev_num}: {why}")]
@@ -119,4 +144,37 @@ pub enum FrontendError {
     /// Something local.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl FrontendError {
+    /// A device that cannot be used.
+    pub(crate) fn device(dev_num: u16, why: impl ToString) -> Self {
+        Self::Device {
+            dev_num,
+            why: why.to_string(),
+        }
+    }
+
+    /// An answer that is none.
+    pub(crate) fn answer(handle: u32, what: &'static str, why: impl ToString) -> Self {
+        Self::Answer {
+            handle,
+            what,
+            why: why.to_string(),
+        }
+    }
+
+    /// Fewer pages might do.
+    pub(crate) fn is_no_room(&self) -> bool {
+        matches!(
+            self,
+            Self::Grant {
+                source: GrantError::NoRoom { .. },
+                ..
+            } | Self::AreaRefused {
+                result: AreaResult::NO_ROOM,
+                ..
+            }
+        )
+    }
 }

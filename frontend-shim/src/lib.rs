@@ -17,13 +17,14 @@ mod error;
 mod frontend;
 mod instance;
 mod link;
+mod news;
 mod pool;
 
 pub use disk::{
     BLK_DEVICE_ID, Disk, DiskOptions, Finished, MAX_REQUEST, Operation, SECTOR, Status,
 };
 pub use error::FrontendError;
-pub use frontend::{Frontend, Watched, open_platform};
+pub use frontend::{Frontend, Limits, Wants, Watched, open_platform};
 pub use instance::Instance;
 pub use link::{Link, LinkOptions};
 pub use pool::{Block, Pool, PoolFull};

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant as Clock};
 
 use guest_memory::Access;
 use virtio_msg::wire::{MaxMessageSize, MsgId};
-use virtio_msg::{DriverBusAction, DriverSideBus, Instant, Limits, PrivateId};
+use virtio_msg::{DriverSideBus, Instant, Limits, PrivateId};
 use xen_bus::directory::{directory_pages, write_directory};
 use xen_bus::keys::{BUS_VERSION, BackendOffer, FrontendKeys};
 use xen_bus::layout::DEFAULT_MESSAGE_SIZE;
@@ -15,12 +15,11 @@ use xen_types::{AreaId, DomId, EvtchnPort};
 
 use crate::error::FrontendError;
 use crate::instance::Instance;
+use crate::news::News;
 use crate::pool::Pool;
 
 /// Frames taken from the ring in one pump.
 const FRAMES_PER_PUMP: usize = 256;
-/// How long an answer of the bus may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Id of the one area.
 const POOL_ID: u16 = 1;
 
@@ -46,12 +45,14 @@ impl Default for LinkOptions {
 #[derive(Debug)]
 pub struct Link {
     handle: u32,
+    number: u64,
     backend: DomId,
     platform: Platform,
     port: EvtchnPort,
     ring: MessageRing,
     ring_pages: GrantedPages,
     bus: DriverSideBus,
+    news: News,
     pool: Option<Pool>,
     epoch: Clock,
     frame: Vec<u8>,
@@ -65,6 +66,8 @@ impl Link {
         instance: &Instance,
         offer: &BackendOffer,
         options: LinkOptions,
+        answer_limit: Duration,
+        number: u64,
     ) -> Result<(Self, FrontendKeys), FrontendError> {
         let handle = instance.handle;
         let layout = offer
@@ -99,17 +102,26 @@ impl Link {
         };
         let link = Self {
             handle,
+            number,
             backend: instance.backend,
             platform: platform.clone(),
             port,
             ring,
             ring_pages,
-            bus: DriverSideBus::new(limits, REQUEST_TIMEOUT),
+            bus: DriverSideBus::new(limits, answer_limit),
+            news: News::default(),
             pool: None,
             epoch: Clock::now(),
             frame: vec![0; usize::from(layout.message_size())],
         };
         Ok((link, keys))
+    }
+
+    /// Which of the frontend's connections this is, by its own count: the session is a number that
+    /// the backend chooses.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// The bus.
@@ -135,9 +147,9 @@ impl Link {
         self.ring.counters()
     }
 
-    /// The next thing that the bus has for its user.
-    pub fn poll_action(&mut self) -> Option<DriverBusAction> {
-        self.bus.poll_action()
+    /// What the bus said of itself.
+    pub(crate) fn news(&mut self) -> &mut News {
+        &mut self.news
     }
 
     /// The shared memory, once an area was shared.
@@ -217,6 +229,7 @@ impl Link {
                 .receive(now, frame)
                 .map_err(|fault| internal(self.handle, &fault))?;
         }
+        self.news.hear(&mut self.bus);
         self.send()
     }
 

@@ -7,4 +7,5 @@ mod load;
 mod many_guests;
 mod per_io;
 mod scene;
+mod shared_bus;
 mod xenstore_tools;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use frontend_shim::{BLK_DEVICE_ID, Disk, Frontend, Instance, open_platform};
+use frontend_shim::{Disk, Frontend, FrontendError, Instance, open_platform};
 use xen_hal::PlatformSpec;
 
 use crate::{demo, disk, output};
@@ -106,11 +106,11 @@ fn row(frontend: &mut Frontend, number: u16) -> anyhow::Result<Row> {
             row.serial = Some(disk.serial(frontend)?);
             disk.close(frontend)?;
         }
-        Err(error) => match device_id(frontend, number)? {
-            None | Some(BLK_DEVICE_ID) => return Err(error.into()),
-            Some(RNG_DEVICE_ID) => "rng".clone_into(&mut row.kind),
-            Some(other) => row.kind = format!("virtio-{other}"),
+        Err(FrontendError::OtherKind { found, .. }) => match found {
+            RNG_DEVICE_ID => "rng".clone_into(&mut row.kind),
+            other => row.kind = format!("virtio-{other}"),
         },
+        Err(error) => return Err(error.into()),
     }
     Ok(row)
 }
@@ -122,15 +122,6 @@ fn rows_of(frontend: &mut Frontend) -> anyhow::Result<Vec<Row>> {
         .into_iter()
         .map(|number| row(frontend, number))
         .collect()
-}
-
-/// What kind of device it is, once it has told.
-fn device_id(frontend: &mut Frontend, number: u16) -> anyhow::Result<Option<u32>> {
-    let bus = frontend.link()?.bus();
-    let dev_num = bus.devices().find(|dev_num| dev_num.0 == number);
-    Ok(dev_num
-        .and_then(|dev_num| bus.device(dev_num))
-        .map(|device| device.info().device_id))
 }
 
 impl Row {

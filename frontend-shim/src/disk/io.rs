@@ -1,19 +1,15 @@
 //! Requests in flight: submit, poll, finish (virtio 1.4 sections 2.7 and 5.2.6).
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use guest_memory::{Access, AddressSpace as _};
-use virtio_msg::{DriverAction, DriverBusAction};
+use virtio_msg::DriverAction;
 use virtqueue::Segment;
-use xen_bus::messages::REMOVE_REQUEST;
 
 use super::request::{HEADER, STATUS_AT};
-use super::{Disk, Finished, Operation, Status, failed, pool};
+use super::{Disk, Finished, Operation, Status};
 use crate::error::FrontendError;
 use crate::frontend::Frontend;
-
-/// How long the device may take for a request before the disk is given up.
-const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 
 impl Disk {
     /// Makes a request available and kicks if the device wants it.
@@ -26,32 +22,30 @@ impl Disk {
         slot: usize,
         operation: Operation,
     ) -> Result<(), FrontendError> {
-        let dev_num = self.dev_num;
         let (.., len, device_writes) = operation.parts();
         let data = Segment {
             addr: self.data_address(frontend, slot)?,
             len: self.length(len)?,
         };
-        let place = self
-            .slots
-            .get_mut(slot)
-            .filter(|slot| slot.busy.is_none())
-            .ok_or_else(|| failed(dev_num.0, format!("slot {slot} is busy")))?;
-        let pool = pool(frontend, dev_num)?;
-        let control = pool.address(place.control, 0);
+        let free = self.slots.get(slot).filter(|slot| slot.busy.is_none());
+        let block = free
+            .map(|slot| slot.control)
+            .ok_or_else(|| self.failed(format_args!("slot {slot} is busy")))?;
+        let pool = self.pool(frontend)?;
+        let control = pool.address(block, 0);
         pool.translate(control, HEADER + 1, Access::Write)
             .map_err(|error| error.to_string())
             .and_then(|range| {
                 let bytes = operation.control();
                 range.write(0, &bytes).map_err(|error| error.to_string())
             })
-            .map_err(|error| failed(dev_num.0, error))?;
+            .map_err(|error| self.failed(error))?;
         let header = Segment {
             addr: control,
             len: HEADER,
         };
         let status = Segment {
-            addr: pool.address(place.control, STATUS_AT),
+            addr: pool.address(block, STATUS_AT),
             len: 1,
         };
         let head = match (len, device_writes) {
@@ -59,14 +53,13 @@ impl Disk {
             (_, true) => self.queue.add(&[header], &[data, status]),
             (_, false) => self.queue.add(&[header, data], &[status]),
         };
-        let head = head.map_err(|error| failed(dev_num.0, error))?;
-        place.busy = Some((head, operation, Instant::now()));
+        let head = head.map_err(|error| self.failed(error))?;
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.busy = Some((head, operation, Instant::now()));
+        }
         if self.queue.publish() {
             let next = self.queue.offered();
-            frontend
-                .link()?
-                .bus()
-                .update(dev_num, |device| device.kick(0, next));
+            frontend.with_device(self.dev_num, |device| device.kick(0, next))?;
         }
         Ok(())
     }
@@ -77,7 +70,7 @@ impl Disk {
     /// The device failed the request or broke the queue, the connection ended, or nothing
     /// happened for a minute.
     pub fn finish(&mut self, frontend: &mut Frontend) -> Result<Finished, FrontendError> {
-        let deadline = Instant::now().checked_add(REQUEST_LIMIT);
+        let deadline = Instant::now().checked_add(self.limit);
         loop {
             if let Some(finished) = self.poll(frontend)? {
                 let why = match finished.status {
@@ -86,7 +79,7 @@ impl Disk {
                     Status::Unsupported => "is not supported",
                 };
                 let operation = finished.operation;
-                return Err(failed(self.dev_num.0, format!("{operation:?} {why}")));
+                return Err(self.failed(format_args!("{operation:?} {why}")));
             }
             if !frontend.wait_before(deadline)? {
                 return Err(self.timeout(frontend));
@@ -104,7 +97,7 @@ impl Disk {
     pub fn poll(&mut self, frontend: &mut Frontend) -> Result<Option<Finished>, FrontendError> {
         loop {
             let used = self.queue.pop_used();
-            if let Some(used) = used.map_err(|e| failed(self.dev_num.0, e))? {
+            if let Some(used) = used.map_err(|error| self.failed(error))? {
                 return self.completed(frontend, used.head).map(Some);
             }
             if !self.queue.rearm() {
@@ -123,7 +116,7 @@ impl Disk {
     pub fn deadline(&self) -> Option<Instant> {
         let busy = self.slots.iter().filter_map(|slot| slot.busy);
         let oldest = busy.map(|(_, _, since)| since).min()?;
-        oldest.checked_add(REQUEST_LIMIT)
+        oldest.checked_add(self.limit)
     }
 
     /// Runs one request alone.
@@ -137,12 +130,12 @@ impl Disk {
     ) -> Result<Finished, FrontendError> {
         let slot = self
             .free_slot()
-            .ok_or_else(|| failed(self.dev_num.0, "every slot is busy"))?;
+            .ok_or_else(|| self.failed("every slot is busy"))?;
         self.submit(frontend, slot, operation)?;
         self.finish(frontend)
     }
+
     fn completed(&mut self, frontend: &mut Frontend, head: u16) -> Result<Finished, FrontendError> {
-        let dev_num = self.dev_num.0;
         let found = (0..)
             .zip(&mut self.slots)
             .find_map(|(index, slot)| match slot.busy {
@@ -152,13 +145,9 @@ impl Disk {
                 }
                 _ => None,
             });
-        let Some((slot, control, operation, since)) = found else {
-            return Err(failed(
-                dev_num,
-                format!("used head {head}, which is no request"),
-            ));
-        };
-        let pool = pool(frontend, self.dev_num)?;
+        let (slot, control, operation, since) = found
+            .ok_or_else(|| self.failed(format_args!("used head {head}, which is no request")))?;
+        let pool = self.pool(frontend)?;
         let status = pool
             .translate(pool.address(control, STATUS_AT), 1, Access::Read)
             .ok()
@@ -168,10 +157,7 @@ impl Disk {
             Some([1]) => Status::IoError,
             Some([2]) => Status::Unsupported,
             other => {
-                return Err(failed(
-                    dev_num,
-                    format!("{operation:?} ended with status {other:?}"),
-                ));
+                return Err(self.failed(format_args!("{operation:?} ended with status {other:?}")));
             }
         };
         Ok(Finished {
@@ -183,37 +169,19 @@ impl Disk {
     }
 
     fn timeout(&self, frontend: &Frontend) -> FrontendError {
-        FrontendError::Timeout {
-            handle: frontend.instance().handle,
-            what: format!(
-                "a request of device {}: is the backend in domain {} alive?",
-                self.dev_num.0,
-                frontend.instance().backend
-            ),
-            limit: REQUEST_LIMIT,
-        }
+        frontend.late(&format!("a request of device {}", self.dev_num), self.limit)
     }
 
     /// Looks for what ends the device while requests are outstanding.
     fn watch_device(&self, frontend: &mut Frontend) -> Result<(), FrontendError> {
-        while let Some(action) = frontend.link()?.poll_action() {
-            let why = match action {
-                DriverBusAction::Removed(number) if number == self.dev_num => "was removed",
-                DriverBusAction::PrivateEvent { msg_id, payload }
-                    if msg_id.0 == REMOVE_REQUEST && payload == self.dev_num.0.to_le_bytes() =>
-                {
-                    "is being detached: the backend asks for it"
+        while let Some(action) = frontend.poll_device(self.dev_num)? {
+            match action {
+                DriverAction::NeedsReset => {
+                    return Err(self.failed("needs a reset: it found the queue broken"));
                 }
-                DriverBusAction::Device { dev_num, action } if dev_num == self.dev_num => {
-                    match action {
-                        DriverAction::NeedsReset => "needs a reset: it found the queue broken",
-                        DriverAction::Failed(fault) => return Err(failed(dev_num.0, fault)),
-                        _ => continue,
-                    }
-                }
-                _ => continue,
-            };
-            return Err(failed(self.dev_num.0, why));
+                DriverAction::Failed(fault) => return Err(self.failed(fault)),
+                _ => {}
+            }
         }
         Ok(())
     }

@@ -8,8 +8,7 @@ mod request;
 use std::time::{Duration, Instant};
 
 use guest_memory::{Access, AddressSpace as _};
-use virtio_msg::wire::DevNum;
-use virtio_msg::{DriverAction, DriverBusAction, Features};
+use virtio_msg::Features;
 use virtqueue::DriverQueue;
 
 use crate::error::FrontendError;
@@ -21,8 +20,6 @@ pub use request::{Finished, MAX_REQUEST, Operation, SECTOR, Status};
 
 /// Virtio device type of a block device.
 pub const BLK_DEVICE_ID: u32 = 2;
-/// How long a reset may take.
-const RESET_LIMIT: Duration = Duration::from_secs(60);
 
 /// Feature bits of a block device.
 const F_RO: Features = Features::bit(5);
@@ -75,14 +72,18 @@ impl Slot {
 /// A block device in use.
 #[derive(Debug)]
 pub struct Disk {
-    dev_num: DevNum,
+    dev_num: u16,
+    /// Of which connection the device and its memory are.
+    connection: u64,
     queue: DriverQueue,
     slots: Vec<Slot>,
     request_bytes: usize,
-    /// The queue's memory.
-    queue_blocks: [Block; 2],
+    /// Everything that was taken from the pool.
+    memory: Vec<Block>,
     capacity: u64,
     features: Features,
+    /// How long the device may take for a request.
+    limit: Duration,
 }
 
 impl Disk {
@@ -134,11 +135,11 @@ impl Disk {
     ) -> Result<(), FrontendError> {
         let address = self.data_address(frontend, slot)?;
         let len = self.length(bytes.len())?;
-        pool(frontend, self.dev_num)?
+        self.pool(frontend)?
             .translate(address, len, Access::Write)
             .map_err(|error| error.to_string())
             .and_then(|range| range.write(0, bytes).map_err(|error| error.to_string()))
-            .map_err(|error| failed(self.dev_num.0, error))
+            .map_err(|error| self.failed(error))
     }
 
     /// Copies the data of a finished read out of its slot.
@@ -153,11 +154,11 @@ impl Disk {
     ) -> Result<(), FrontendError> {
         let address = self.data_address(frontend, slot)?;
         let len = self.length(bytes.len())?;
-        pool(frontend, self.dev_num)?
+        self.pool(frontend)?
             .translate(address, len, Access::Read)
             .map_err(|error| error.to_string())
             .and_then(|range| range.read(0, bytes).map_err(|error| error.to_string()))
-            .map_err(|error| failed(self.dev_num.0, error))
+            .map_err(|error| self.failed(error))
     }
 
     /// The serial of the device; empty if it has none.
@@ -178,64 +179,48 @@ impl Disk {
     /// A device that was removed, before or meanwhile, is as good as reset.
     ///
     /// # Errors
-    /// The connection ended, or the device does not reset.
+    /// The connection ended, or the device does not reset: then its memory stays taken until the
+    /// connection ends.
     pub fn close(self, frontend: &mut Frontend) -> Result<(), FrontendError> {
-        let link = frontend.link()?;
-        let now = link.now();
-        let is_there = link
-            .bus()
-            .update(self.dev_num, |device| device.start_reset(now));
-        if is_there.is_some() {
-            self.wait_for_reset(frontend)?;
-        }
-        frontend.link()?.bus().remove_device(self.dev_num);
-        let pool = pool(frontend, self.dev_num)?;
-        let slots = self.slots.iter().flat_map(|slot| [slot.control, slot.data]);
-        for block in slots.chain(self.queue_blocks) {
-            pool.give_back(block);
-        }
-        Ok(())
-    }
-
-    fn wait_for_reset(&self, frontend: &mut Frontend) -> Result<(), FrontendError> {
-        let what = format!("the reset of device {}", self.dev_num);
-        frontend.until(RESET_LIMIT, &what, |action| match action {
-            DriverBusAction::Removed(number) if number == self.dev_num => Some(Ok(())),
-            DriverBusAction::Device { dev_num, action } if dev_num == self.dev_num => {
-                match action {
-                    DriverAction::ResetDone => Some(Ok(())),
-                    DriverAction::Failed(fault) => Some(Err(failed(dev_num.0, fault))),
-                    _ => None,
-                }
-            }
-            _ => None,
-        })?
+        self.pool(frontend)?;
+        release(frontend, self.dev_num, self.memory)
     }
 
     fn data_address(&self, frontend: &mut Frontend, slot: usize) -> Result<u64, FrontendError> {
         let block = self.slots.get(slot).map(|slot| slot.data);
-        let block = block.ok_or_else(|| failed(self.dev_num.0, format!("has no slot {slot}")))?;
-        Ok(pool(frontend, self.dev_num)?.address(block, 0))
+        let block = block.ok_or_else(|| self.failed(format_args!("has no slot {slot}")))?;
+        Ok(self.pool(frontend)?.address(block, 0))
     }
 
     fn length(&self, len: usize) -> Result<u32, FrontendError> {
         u32::try_from(len)
             .ok()
             .filter(|_| len <= self.request_bytes)
-            .ok_or_else(|| failed(self.dev_num.0, format!("{len} bytes do not fit a request")))
+            .ok_or_else(|| self.failed(format_args!("{len} bytes do not fit a request")))
+    }
+
+    /// The memory that the disk lives in, unless that went with its connection.
+    fn pool<'a>(&self, frontend: &'a mut Frontend) -> Result<&'a mut Pool, FrontendError> {
+        let link = frontend.link()?;
+        if link.number() != self.connection {
+            return Err(self.failed("went with a connection that has ended: open it anew"));
+        }
+        let gone = || self.failed("no memory is shared with the backend");
+        link.pool_mut().ok_or_else(gone)
+    }
+
+    fn failed(&self, why: impl ToString) -> FrontendError {
+        FrontendError::device(self.dev_num, why)
     }
 }
 
-fn pool(frontend: &mut Frontend, dev_num: DevNum) -> Result<&mut Pool, FrontendError> {
-    frontend
-        .link()?
-        .pool_mut()
-        .ok_or_else(|| failed(dev_num.0, "no memory is shared with the backend"))
-}
-
-fn failed(dev_num: u16, why: impl ToString) -> FrontendError {
-    FrontendError::Device {
-        dev_num,
-        why: why.to_string(),
+/// Resets the device; only then is its memory free.
+fn release(frontend: &mut Frontend, dev_num: u16, memory: Vec<Block>) -> Result<(), FrontendError> {
+    frontend.reset_device(dev_num)?;
+    if let Some(pool) = frontend.link()?.pool_mut() {
+        for block in memory {
+            pool.give_back(block);
+        }
     }
+    Ok(())
 }

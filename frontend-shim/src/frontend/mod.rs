@@ -4,12 +4,12 @@
 //! One thread, one caller. [`Frontend::pump`] does what can be done at once; [`Frontend::wait`]
 //! sleeps until the backend or XenStore has something to say.
 
+mod devices;
 mod session;
 mod turn;
 
 use std::time::{Duration, Instant};
 
-use virtio_msg::DriverBusAction;
 use xen_bus::handshake::{FrontendHandshake, Wait, XenbusState};
 use xen_bus::messages::{AREA_SHARE, AreaResult, PrivateMessage};
 use xen_hal::{EventChannels, GrantedPages, Platform, PlatformSpec, StorePath};
@@ -20,16 +20,38 @@ use crate::error::FrontendError;
 use crate::instance::{FrontendLock, Instance};
 use crate::link::{Link, LinkOptions};
 
+pub use devices::Wants;
 pub use turn::Watched;
 
 /// Pages of the one shared area (binding section 4: a user-space frontend's default).
 const POOL_PAGES: usize = 512;
-/// How long the backend may take for an answer of the bus.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Below this a pool is of no use: a disk with one slot takes 36 pages.
+const MIN_POOL_PAGES: usize = 64;
 /// Token of the watch on the backend's state.
 const WATCH_STATE: &str = "state";
 /// Token of the watch on `online`.
 const WATCH_ONLINE: &str = "online";
+
+/// How long a backend may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// For the answer to a message.
+    pub answer: Duration,
+    /// For a reset: I/O may have to end first.
+    pub reset: Duration,
+    /// For a request in a queue.
+    pub request: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            answer: Duration::from_secs(10),
+            reset: Duration::from_secs(60),
+            request: Duration::from_secs(60),
+        }
+    }
+}
 
 /// The driver side of one bus instance.
 #[derive(Debug)]
@@ -40,8 +62,11 @@ pub struct Frontend {
     instance: Instance,
     _lock: FrontendLock,
     options: LinkOptions,
+    limits: Limits,
     handshake: FrontendHandshake,
     link: Option<Link>,
+    /// How often a connection was begun.
+    connections: u64,
     /// Pages of former sessions that could not be revoked yet.
     quarantine: Vec<GrantedPages>,
     look: bool,
@@ -75,8 +100,10 @@ impl Frontend {
             instance,
             _lock: lock,
             options: LinkOptions::default(),
+            limits: Limits::default(),
             handshake: FrontendHandshake::started(),
             link: None,
+            connections: 0,
             quarantine: Vec::new(),
             look: true,
             retry_at: None,
@@ -137,86 +164,98 @@ impl Frontend {
         }
     }
 
-    /// Shares the memory that devices and their buffers live in, once per connection.
+    /// How long the backend may take.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Changes how long the backend may take, from the next message on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Shares the memory that devices and their buffers live in, once per connection: 512 pages,
+    /// or fewer where this domain or the backend has no room for so many.
     ///
     /// # Errors
     /// No memory, or the backend refuses it.
     pub fn share_pool(&mut self) -> Result<(), FrontendError> {
-        if self.link()?.pool().is_some() {
-            return Ok(());
+        let mut pages = POOL_PAGES;
+        while self.link()?.pool().is_none() {
+            match self.share_pages(pages) {
+                Err(error) if error.is_no_room() && pages / 2 >= MIN_POOL_PAGES => {
+                    tracing::info!(
+                        handle = self.instance.handle,
+                        %error,
+                        "no room for a pool of {pages} pages, trying {}",
+                        pages / 2
+                    );
+                    pages /= 2;
+                }
+                other => other?,
+            }
         }
+        Ok(())
+    }
+
+    fn share_pages(&mut self, pages: usize) -> Result<(), FrontendError> {
+        let limit = self.limits.answer;
+        let sharing = self.link()?.begin_share(pages)?;
+        let answer = self
+            .until(limit, "AREA_SHARE", |link| {
+                link.news().answered(sharing.id())
+            })?
+            .ok_or_else(|| self.late("AREA_SHARE", limit))?;
         let handle = self.instance.handle;
-        let sharing = self.link()?.begin_share(POOL_PAGES)?;
-        let wanted = sharing.id();
-        let answer = self.until(ANSWER_LIMIT, "AREA_SHARE", |action| match action {
-            DriverBusAction::PrivateAnswer { id, payload } if id == wanted => Some(payload),
-            _ => None,
-        })?;
-        let result = match PrivateMessage::parse(AREA_SHARE, true, &answer) {
+        match PrivateMessage::parse(AREA_SHARE, true, &answer) {
             Ok(PrivateMessage::AreaShareReply(reply)) if reply.result == AreaResult::DONE => {
                 self.link()?.finish_share(sharing);
-                return Ok(());
+                Ok(())
             }
-            Ok(PrivateMessage::AreaShareReply(reply)) => reply.result.to_string(),
-            Ok(other) => format!("{other:?}"),
-            Err(error) => error.to_string(),
-        };
-        Err(FrontendError::AreaRefused {
-            handle,
-            pages: POOL_PAGES,
-            result,
-        })
+            Ok(PrivateMessage::AreaShareReply(reply)) => Err(FrontendError::AreaRefused {
+                handle,
+                pages,
+                result: reply.result,
+            }),
+            Ok(_) => Err(FrontendError::answer(
+                handle,
+                "AREA_SHARE",
+                "another message",
+            )),
+            Err(error) => Err(FrontendError::answer(handle, "AREA_SHARE", error)),
+        }
     }
 
-    /// The device numbers on the bus, ascending.
+    /// Pumps until `wanted` finds something.
     ///
     /// # Errors
-    /// The connection ended, or the backend does not answer.
-    pub fn devices(&mut self) -> Result<Vec<u16>, FrontendError> {
-        let link = self.link()?;
-        let now = link.now();
-        link.bus().enumerate(now);
-        let mut found = Vec::new();
-        self.until(ANSWER_LIMIT, "GET_DEVICES", |action| {
-            match action {
-                DriverBusAction::Added(dev_num) => found.push(dev_num.0),
-                DriverBusAction::Removed(dev_num) => found.retain(|number| *number != dev_num.0),
-                DriverBusAction::Enumerated => return Some(()),
-                _ => {}
-            }
-            None
-        })?;
-        found.extend(self.link()?.bus().devices().map(|dev_num| dev_num.0));
-        found.sort_unstable();
-        found.dedup();
-        Ok(found)
-    }
-
-    /// Pumps until `wanted` picks something from what the bus says.
-    ///
-    /// # Errors
-    /// The connection ended, or nothing came within `limit`.
-    pub fn until<T>(
+    /// The connection ended, or nothing was found within `limit`.
+    pub(crate) fn until<T>(
         &mut self,
         limit: Duration,
         what: &str,
-        mut wanted: impl FnMut(DriverBusAction) -> Option<T>,
+        mut wanted: impl FnMut(&mut Link) -> Option<T>,
     ) -> Result<T, FrontendError> {
         let deadline = Instant::now().checked_add(limit);
         loop {
-            while let Some(action) = self.link()?.poll_action() {
-                if let Some(found) = wanted(action) {
-                    return Ok(found);
-                }
+            if let Some(found) = wanted(self.link()?) {
+                return Ok(found);
             }
             if !self.wait_before(deadline)? {
-                return Err(FrontendError::Timeout {
-                    handle: self.instance.handle,
-                    what: what.to_owned(),
-                    limit,
-                });
+                return Err(self.late(what, limit));
             }
             self.pump()?;
+        }
+    }
+
+    /// Nothing came within `limit`.
+    pub(crate) fn late(&self, what: &str, limit: Duration) -> FrontendError {
+        FrontendError::Timeout {
+            handle: self.instance.handle,
+            backend: self.instance.backend.0,
+            what: what.to_owned(),
+            limit,
         }
     }
 
@@ -234,11 +273,7 @@ impl Frontend {
                 return Ok(());
             }
             if !self.wait_before(deadline)? {
-                return Err(FrontendError::Timeout {
-                    handle: self.instance.handle,
-                    what: "the end of the connection".into(),
-                    limit,
-                });
+                return Err(self.late("the end of the connection", limit));
             }
         }
     }

@@ -108,12 +108,15 @@ impl Frontend {
         if offer.session != session {
             return Ok(false);
         }
+        self.connections += 1;
         let (link, keys) = Link::create(
             &self.platform,
             &self.channels,
             &self.instance,
             &offer,
             self.options,
+            self.limits.answer,
+            self.connections,
         )?;
         self.link = Some(link);
         for (key, value) in keys.emit() {
