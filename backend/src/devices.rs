@@ -100,7 +100,10 @@ impl Devices {
                     set_status(store, paths, *number, "removed", None)?;
                 }
                 (None, _) => {}
-                (Some(device), Some(b"1")) if device.leaving == Leaving::No => {}
+                // Somebody wrote to the directory, perhaps to have the size looked at.
+                (Some(device), Some(b"1")) if device.leaving == Leaving::No => {
+                    device.model.refresh();
+                }
                 (Some(device), Some(b"0" | b"1")) => {
                     if device.raise(Leaving::Asked) {
                         set_status(store, paths, *number, "removing", None)?;

@@ -5,7 +5,7 @@
 //! RESET_VQUEUE or status 0 (binding section 6, the memory contract).
 
 use guest_memory::AddressSpace;
-use virtio_devices::{DeviceEvent, DeviceModel, Progress, ResetReason};
+use virtio_devices::{ConfigWrite, DeviceEvent, DeviceModel, Progress, ResetReason};
 use virtio_msg::{Action, Completion, Features, QueueSetup};
 use virtqueue::{DeviceQueue, QueueLayout, RingFeatures, SetupError};
 
@@ -79,6 +79,8 @@ impl Slot {
     ) {
         match action {
             Action::CheckQueue { index, setup } => {
+                model.negotiated(features.0, &mut self.events);
+                self.pass_on(out);
                 let accepted = self.check(index, &setup, features, space, out);
                 out.push(SlotEvent::Complete(Completion::QueueChecked {
                     index,
@@ -105,10 +107,14 @@ impl Slot {
             },
             Action::Reset => {
                 self.begin_reset(model);
-                self.end_reset(out);
+                self.end_reset(model, out);
             }
             Action::WriteConfig { offset, data } => {
-                let accepted = model.check_config_write(offset, &data, features.0);
+                let accepted = match model.write_config(offset, &data, features.0) {
+                    ConfigWrite::Accepted => true,
+                    ConfigWrite::Refused => false,
+                    ConfigWrite::Later => return,
+                };
                 out.push(SlotEvent::Complete(Completion::ConfigChecked { accepted }));
             }
             Action::Kick { index } => model.kick(index),
@@ -123,13 +129,23 @@ impl Slot {
         budget: usize,
         out: &mut Vec<SlotEvent>,
     ) -> Progress {
+        let progress = model.poll(space, budget, &mut self.events);
+        self.pass_on(out);
+        self.end_reset(model, out);
+        progress
+    }
+
+    /// Says what the model's events mean for the device side.
+    fn pass_on(&mut self, out: &mut Vec<SlotEvent>) {
         let mut events = std::mem::take(&mut self.events);
-        let progress = model.poll(space, budget, &mut events);
         for event in events.drain(..) {
             match event {
                 DeviceEvent::Used(index) => out.push(SlotEvent::Used(index)),
                 DeviceEvent::ConfigChanged { offset, data } => {
                     out.push(SlotEvent::ConfigChanged { offset, data });
+                }
+                DeviceEvent::ConfigWritten { accepted } => {
+                    out.push(SlotEvent::Complete(Completion::ConfigChecked { accepted }));
                 }
                 DeviceEvent::NeedsReset(reason) => out.push(SlotEvent::NeedsReset(reason)),
                 DeviceEvent::Stopped(index, _) => {
@@ -143,8 +159,6 @@ impl Slot {
             }
         }
         self.events = events;
-        self.end_reset(out);
-        progress
     }
 
     /// Stops every queue; [`Slot::poll`] finds out when the last one has ended.
@@ -174,9 +188,11 @@ impl Slot {
             .all(|queue| matches!(queue, QueueSlot::Off))
     }
 
-    fn end_reset(&mut self, out: &mut Vec<SlotEvent>) {
+    fn end_reset(&mut self, model: &mut dyn DeviceModel, out: &mut Vec<SlotEvent>) {
         if self.resetting && self.is_idle() {
             self.resetting = false;
+            model.reset(&mut self.events);
+            self.pass_on(out);
             out.push(SlotEvent::Complete(Completion::ResetDone));
         }
     }

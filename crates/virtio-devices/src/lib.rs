@@ -24,4 +24,4 @@ mod ranges;
 pub mod rng;
 
 pub use engine::Engine;
-pub use model::{DeviceDescription, DeviceEvent, DeviceModel, Progress, ResetReason};
+pub use model::{ConfigWrite, DeviceDescription, DeviceEvent, DeviceModel, Progress, ResetReason};

@@ -59,9 +59,21 @@ pub trait DeviceModel: Send + fmt::Debug {
         out: &mut Vec<DeviceEvent>,
     ) -> Progress;
 
-    /// Whether a driver that accepted `features` may write `data` at `offset` of the configuration
-    /// space. A write that is accepted takes effect with this call, and outlives a reset.
-    fn check_config_write(&mut self, offset: u32, data: &[u8], features: u128) -> bool;
+    /// The driver has settled on `features`; before its first queue is set up. Reports what that
+    /// changes in configuration space.
+    fn negotiated(&mut self, _features: u128, _out: &mut Vec<DeviceEvent>) {}
+
+    /// No queue runs any more, and the driver begins anew or is gone: what it chose is undone.
+    /// Reports what that changes in configuration space.
+    fn reset(&mut self, _out: &mut Vec<DeviceEvent>) {}
+
+    /// A driver that accepted `features` writes `data` at `offset` of the configuration space.
+    fn write_config(&mut self, _offset: u32, _data: &[u8], _features: u128) -> ConfigWrite {
+        ConfigWrite::Refused
+    }
+
+    /// What the device is made of may have changed: looks again. `poll` reports what is new.
+    fn refresh(&mut self) {}
 
     /// Readable when `poll` would have something to do without a kick.
     fn wake_fd(&self) -> Option<BorrowedFd<'_>>;
@@ -74,6 +86,17 @@ pub enum Progress {
     Idle,
     /// The budget ended first: poll again, after others had their turn.
     More,
+}
+
+/// What becomes of a write to configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigWrite {
+    /// It has no effect.
+    Refused,
+    /// It has taken effect.
+    Accepted,
+    /// `poll` will report [`DeviceEvent::ConfigWritten`], unless the device is reset before.
+    Later,
 }
 
 /// What a device tells the one that drives it.
@@ -89,6 +112,11 @@ pub enum DeviceEvent {
         offset: u32,
         /// The new bytes.
         data: Vec<u8>,
+    },
+    /// The end of a write that was answered [`ConfigWrite::Later`].
+    ConfigWritten {
+        /// Whether it has taken effect.
+        accepted: bool,
     },
     /// The driver broke a queue: set DEVICE_NEEDS_RESET. Said once per queue and start.
     NeedsReset(ResetReason),

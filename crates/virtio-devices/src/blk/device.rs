@@ -1,5 +1,6 @@
 //! The block device: its queues, whose turn it is, and what the loop is told.
 
+use std::mem;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -9,11 +10,13 @@ use virtqueue::{Chain, DeviceQueue};
 use super::config::BlkConfig;
 use super::error::BlkError;
 use super::image::{self, Geometry};
-use super::offer::{self, F_CONFIG_WCE, F_FLUSH, WRITEBACK};
-use super::serve::{Served, Server, Terms};
+use super::offer::{self, CAPACITY, F_CONFIG_WCE, F_FLUSH, WRITEBACK};
+use super::serve::{Ended, Served, Server, Terms};
 use super::storage::Storage;
 use crate::engine::Engine;
-use crate::model::{DeviceDescription, DeviceEvent, DeviceModel, Progress, ResetReason};
+use crate::model::{
+    ConfigWrite, DeviceDescription, DeviceEvent, DeviceModel, Progress, ResetReason,
+};
 use crate::queue::{Queues, RunningQueue};
 
 /// Requests of one queue before the next one has its turn, and before their used entries are
@@ -23,14 +26,18 @@ const QUANTUM: usize = 16;
 /// A virtio block device.
 #[derive(Debug)]
 pub struct Blk {
+    /// As it is now: configuration space follows.
     description: DeviceDescription,
+    geometry: Geometry,
     server: Server,
     queues: Queues,
     /// The queue whose turn is next.
     turn: usize,
     chain: Chain,
-    /// The field of that name; like all of configuration space it outlives a reset.
+    /// The field of that name.
     writeback: bool,
+    /// The driver waits for the switch to write-through.
+    switching: bool,
 }
 
 impl Blk {
@@ -53,22 +60,59 @@ impl Blk {
     ) -> Result<Self, BlkError> {
         Ok(Self {
             description: offer::describe(config, geometry),
+            geometry,
             server: Server::new(config, storage, geometry.sectors, engine)
                 .map_err(BlkError::Wake)?,
             queues: Queues::new(config.queues),
             turn: 0,
             chain: Chain::new(),
             writeback: true,
+            switching: false,
         })
+    }
+
+    /// Sets the cache mode, which the driver did not ask for.
+    fn set_writeback(&mut self, writeback: bool, out: &mut Vec<DeviceEvent>) {
+        if mem::replace(&mut self.writeback, writeback) != writeback {
+            self.change_config(WRITEBACK, &[u8::from(writeback)], out);
+        }
+    }
+
+    fn change_config(&mut self, offset: u32, data: &[u8], out: &mut Vec<DeviceEvent>) {
+        // The cache mode is the driver's: the next one begins with that of the first.
+        if offset == CAPACITY
+            && let Some(field) = self.description.config.get_mut(..data.len())
+        {
+            field.copy_from_slice(data);
+        }
+        out.push(DeviceEvent::ConfigChanged {
+            offset,
+            data: data.to_vec(),
+        });
     }
 
     /// Gives the queues what the engine has finished.
     fn reap(&mut self, out: &mut Vec<DeviceEvent>) {
-        let queues = &mut self.queues;
-        self.server.reap(|index, head, len| {
-            // Present: a queue is not given back before its last request.
-            if let Some(queue) = queues.get_mut(index) {
-                queue.give_back(head, len, out);
+        let Self {
+            server,
+            queues,
+            writeback,
+            switching,
+            ..
+        } = self;
+        server.reap(|ended| match ended {
+            Ended::Used { queue, head, len } => {
+                // Present: a queue is not given back before its last request.
+                if let Some(queue) = queues.get_mut(queue) {
+                    queue.give_back(head, len, out);
+                }
+            }
+            Ended::Switched { fine } => {
+                // Nobody waits if the device was reset meanwhile.
+                if mem::take(switching) {
+                    *writeback = !fine;
+                    out.push(DeviceEvent::ConfigWritten { accepted: fine });
+                }
             }
         });
         for queue in self.queues.iter_mut() {
@@ -126,6 +170,9 @@ impl DeviceModel for Blk {
         out: &mut Vec<DeviceEvent>,
     ) -> Progress {
         self.reap(out);
+        if let Some(sectors) = self.server.resized(self.geometry) {
+            self.change_config(CAPACITY, &sectors.to_le_bytes(), out);
+        }
         self.serve(space, budget, out);
         self.queues.report_stopped(out);
         // Without room the wake descriptor comes first: polling again would only spin.
@@ -136,18 +183,41 @@ impl DeviceModel for Blk {
         }
     }
 
-    fn check_config_write(&mut self, offset: u32, data: &[u8], features: u128) -> bool {
+    fn negotiated(&mut self, features: u128, out: &mut Vec<DeviceEvent>) {
+        // Its writes are stable whatever the field says, so the field says so.
+        if features & F_CONFIG_WCE != 0 && features & F_FLUSH == 0 {
+            self.set_writeback(false, out);
+        }
+    }
+
+    fn reset(&mut self, out: &mut Vec<DeviceEvent>) {
+        self.switching = false;
+        self.set_writeback(true, out);
+    }
+
+    fn write_config(&mut self, offset: u32, data: &[u8], features: u128) -> ConfigWrite {
+        let flushes = features & F_FLUSH != 0;
         let writeback = match data {
             [0] => false,
             // A driver that does not flush cannot have a volatile cache.
-            [1] if features & F_FLUSH != 0 => true,
-            _ => return false,
+            [1] if flushes => true,
+            _ => return ConfigWrite::Refused,
         };
-        let allowed = offset == WRITEBACK && features & F_CONFIG_WCE != 0;
-        if allowed {
-            self.writeback = writeback;
+        if offset != WRITEBACK || features & F_CONFIG_WCE == 0 || self.switching {
+            return ConfigWrite::Refused;
         }
-        allowed
+        let was_volatile = mem::replace(&mut self.writeback, writeback) && flushes;
+        if writeback || !was_volatile {
+            return ConfigWrite::Accepted;
+        }
+        // What was written until now must not be less stable than what comes (section 4.4).
+        self.switching = true;
+        self.server.sync_for_switch();
+        ConfigWrite::Later
+    }
+
+    fn refresh(&mut self) {
+        self.server.refresh();
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -41,6 +41,12 @@ impl Geometry {
         Self::new(bytes, 512, FILE_PHYSICAL)
     }
 
+    /// The capacity in sectors of the same image when it has so many bytes.
+    pub(super) fn sectors_of(self, bytes: u64) -> u64 {
+        let block = u64::from(self.logical);
+        bytes / block * (block / SECTOR)
+    }
+
     /// Sizes that a driver could not use become usable ones.
     fn new(bytes: u64, logical: u32, physical: u32) -> Self {
         let usable = |size: u32| size.is_power_of_two() && u64::from(size) >= SECTOR;
@@ -50,17 +56,38 @@ impl Geometry {
             512
         };
         let physical = if usable(physical) { physical } else { logical };
-        let block = u64::from(logical);
-        Self {
-            sectors: bytes / block * (block / SECTOR),
+        let geometry = Self {
+            sectors: 0,
             logical,
             physical: physical.max(logical),
+        };
+        Self {
+            sectors: geometry.sectors_of(bytes),
+            ..geometry
         }
     }
 }
 
+/// An image that is open.
+#[derive(Debug)]
+pub(super) struct Image {
+    /// The one descriptor, which holds the lock.
+    pub(super) file: File,
+    /// Not a regular file.
+    pub(super) is_block_device: bool,
+}
+
+impl Image {
+    /// Bytes that it has at this moment.
+    pub(super) fn bytes(&self) -> io::Result<u64> {
+        // The end tells the size of a block device too, which its metadata does not. All I/O
+        // names its offset, so that nobody minds the position.
+        (&self.file).seek(SeekFrom::End(0))
+    }
+}
+
 /// Opens and locks an image.
-pub(super) fn open(path: &Path, read_only: bool) -> Result<(File, Geometry), BlkError> {
+pub(super) fn open(path: &Path, read_only: bool) -> Result<(Image, Geometry), BlkError> {
     let named = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => BlkError::Missing { path: path.into() },
         io::ErrorKind::PermissionDenied => BlkError::Denied {
@@ -90,7 +117,7 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(File, Geometry), Blk
     if kind.is_block_device() && !read_only {
         options.custom_flags(OFlags::EXCL.bits().cast_signed());
     }
-    let mut file = options.open(path).map_err(named)?;
+    let file = options.open(path).map_err(named)?;
     if kind.is_file() {
         match lock::take(&file, read_only) {
             Ok(Lock::Taken) => {}
@@ -108,12 +135,15 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(File, Geometry), Blk
             Err(error) => return Err(named(error)),
         }
     }
-    // The end tells the size of a block device too, which its metadata does not.
-    let bytes = file.seek(SeekFrom::End(0)).map_err(named)?;
-    let geometry = if kind.is_file() {
-        Geometry::of_file(bytes)
+    let image = Image {
+        file,
+        is_block_device: kind.is_block_device(),
+    };
+    let bytes = image.bytes().map_err(named)?;
+    let geometry = if image.is_block_device {
+        block_device(&image.file, bytes).map_err(|errno| named(errno.into()))?
     } else {
-        block_device(&file, bytes).map_err(|errno| named(errno.into()))?
+        Geometry::of_file(bytes)
     };
     if geometry.sectors == 0 {
         return Err(BlkError::TooSmall {
@@ -128,7 +158,7 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(File, Geometry), Blk
             block: geometry.logical,
         });
     }
-    Ok((file, geometry))
+    Ok((image, geometry))
 }
 
 fn block_device(file: &File, bytes: u64) -> Result<Geometry, Errno> {
@@ -203,8 +233,8 @@ mod tests {
     fn a_read_only_image_is_not_opened_for_writing() {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(512).unwrap();
-        let (file, _) = open(image.path(), true).unwrap();
-        assert!(rustix::io::write(&file, b"x").is_err());
+        let (opened, _) = open(image.path(), true).unwrap();
+        assert!(rustix::io::write(&opened.file, b"x").is_err());
     }
 
     #[test]

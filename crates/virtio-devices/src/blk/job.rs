@@ -31,10 +31,8 @@ pub(super) struct Job {
     storage: Arc<dyn Storage>,
     /// Weak, as it holds finished jobs: a device that is dropped leaves no cycle behind.
     finished: Weak<Finished>,
-    /// Who is owed the used entry.
-    pub(super) queue: u16,
-    /// The head to give back.
-    pub(super) head: u16,
+    /// Who is owed the answer.
+    pub(super) owner: Owner,
     /// Writable bytes before the status byte.
     pub(super) data_in: u64,
     /// What to do.
@@ -47,6 +45,20 @@ pub(super) struct Job {
     pub(super) data: Vec<LeasedRange>,
     /// The last writable descriptor, whose last byte is the status.
     pub(super) status: Option<LeasedRange>,
+}
+
+/// Whom a job is done for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// A request, whose head goes back to its queue.
+    Request {
+        /// The queue.
+        queue: u16,
+        /// The head.
+        head: u16,
+    },
+    /// The driver, which switches to write-through.
+    CacheMode,
 }
 
 /// What a job does.
@@ -123,8 +135,7 @@ impl Job {
         Box::new(Self {
             storage: Arc::clone(storage),
             finished: Arc::downgrade(finished),
-            queue: 0,
-            head: 0,
+            owner: Owner::CacheMode,
             data_in: 0,
             work: Work::Sync,
             stable: false,
@@ -144,8 +155,10 @@ impl Job {
         work: Work,
         stable: bool,
     ) -> Result<(), Unreachable> {
-        self.queue = queue;
-        self.head = chain.head();
+        self.owner = Owner::Request {
+            queue,
+            head: chain.head(),
+        };
         self.data_in = chain.writable_len().saturating_sub(1);
         self.work = work;
         self.stable = stable;
@@ -162,6 +175,15 @@ impl Job {
         let last = chain.writable().last().ok_or(Unreachable)?;
         self.status = Some(lease(space, last, Access::Write)?);
         Ok(())
+    }
+
+    /// Makes it the sync of a driver that switches to write-through.
+    pub(super) fn prepare_switch(&mut self) {
+        self.owner = Owner::CacheMode;
+        self.data_in = 0;
+        self.work = Work::Sync;
+        self.stable = false;
+        self.result = Ok(());
     }
 
     /// Writes the status byte; answers the length of the used entry.
@@ -200,8 +222,7 @@ impl engine::Job for Job {
 impl fmt::Debug for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Job")
-            .field("queue", &self.queue)
-            .field("head", &self.head)
+            .field("owner", &self.owner)
             .field("work", &self.work)
             .finish_non_exhaustive()
     }

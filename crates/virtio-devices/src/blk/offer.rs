@@ -34,7 +34,8 @@ pub(super) const F_WRITE_ZEROES: u128 = 1 << 14;
 /// Bytes of the configuration space up to the end of the write-zeroes fields; what lies behind
 /// them belongs to secure erase and zones.
 const CONFIG_SIZE: usize = 60;
-const CAPACITY: usize = 0;
+/// The one field that changes by itself.
+pub(super) const CAPACITY: u32 = 0;
 const SEG_MAX_AT: usize = 12;
 const BLK_SIZE: usize = 20;
 const PHYSICAL_BLOCK_EXP: usize = 24;
@@ -57,7 +58,7 @@ pub(super) fn describe(device: &BlkConfig, geometry: Geometry) -> DeviceDescript
         }
     };
     let exponent = (geometry.physical / geometry.logical).ilog2();
-    put(CAPACITY, &geometry.sectors.to_le_bytes());
+    put(CAPACITY as usize, &geometry.sectors.to_le_bytes());
     put(SEG_MAX_AT, &SEG_MAX.to_le_bytes());
     put(BLK_SIZE, &geometry.logical.to_le_bytes());
     put(

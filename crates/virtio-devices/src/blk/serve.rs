@@ -12,7 +12,8 @@ use virtqueue::Chain;
 use super::config::{BlkConfig, SERIAL_BYTES};
 use super::erase::{Erase, Erasing, LIST_BYTES_MAX};
 use super::flush::Flushes;
-use super::job::{Finished, Job, Transfer, Waiting, Work, used_len};
+use super::image::Geometry;
+use super::job::{Finished, Job, Owner, Transfer, Waiting, Work, used_len};
 use super::request::{HEADER_BYTES, Limits, Request, Status};
 use super::storage::{self, Direction, Outcome, Storage};
 use crate::engine::{Engine, Lane};
@@ -41,6 +42,8 @@ pub(super) struct Server {
     inline_in: bool,
     inline_out: bool,
     in_flight: usize,
+    /// The image may have another size than the driver was told.
+    look_at_size: bool,
     /// What `finished` gave, until it is looked at; empty between calls.
     reaped: Vec<Waiting>,
     /// What is to be answered; empty between calls.
@@ -67,6 +70,25 @@ pub(super) enum Served {
     Used(u32),
     /// `reap` will give it.
     InFlight,
+}
+
+/// What has ended that was in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// A request: give the head back to the queue with this length.
+    Used {
+        /// The queue.
+        queue: u16,
+        /// The head.
+        head: u16,
+        /// Bytes written.
+        len: u32,
+    },
+    /// The sync of [`Server::sync_for_switch`].
+    Switched {
+        /// Whether all that was written is on stable storage.
+        fine: bool,
+    },
 }
 
 /// The request has writable bytes, but the last one cannot be written: no answer is possible.
@@ -96,6 +118,7 @@ impl Server {
             inline_in: true,
             inline_out: true,
             in_flight: 0,
+            look_at_size: false,
             reaped: Vec::new(),
             ended: Vec::new(),
             spare: Vec::new(),
@@ -261,10 +284,7 @@ impl Server {
         work: Work,
         stable: bool,
     ) -> Result<(), Unreachable> {
-        let mut job = self
-            .spare
-            .pop()
-            .unwrap_or_else(|| Job::new(&self.storage, &self.finished));
+        let mut job = self.new_job();
         if job.prepare(space, chain, queue, work, stable).is_err() {
             job.clear();
             self.spare.push(job);
@@ -278,6 +298,12 @@ impl Server {
         Ok(())
     }
 
+    fn new_job(&mut self) -> Waiting {
+        self.spare
+            .pop()
+            .unwrap_or_else(|| Job::new(&self.storage, &self.finished))
+    }
+
     fn sync(&mut self, mut job: Waiting) {
         if self.flushes.failed() {
             job.result = Err(io::ErrorKind::Other.into());
@@ -287,8 +313,44 @@ impl Server {
         }
     }
 
-    /// Answers what the engine has finished; `used` gets queue, head and length of each.
-    pub(super) fn reap(&mut self, mut used: impl FnMut(u16, u16, u32)) {
+    /// Begins a sync for a driver that switches to write-through; `reap` will tell of its end.
+    pub(super) fn sync_for_switch(&mut self) {
+        let mut job = self.new_job();
+        job.prepare_switch();
+        // Beyond the room, which is for requests: there is one such switch at a time.
+        self.in_flight += 1;
+        self.sync(job);
+    }
+
+    /// Whether the image has changed its size since the last call; if so, requests are judged by
+    /// the new one from now on.
+    pub(super) fn resized(&mut self, geometry: Geometry) -> Option<u64> {
+        if !mem::take(&mut self.look_at_size) {
+            return None;
+        }
+        match self.storage.bytes() {
+            Ok(bytes) => {
+                let sectors = geometry.sectors_of(bytes);
+                let before = mem::replace(&mut self.limits.sectors, sectors);
+                (sectors != before).then(|| {
+                    tracing::info!(image = %self.path.display(), before, sectors, "the image has another size");
+                    sectors
+                })
+            }
+            Err(error) => {
+                self.complain(&error);
+                None
+            }
+        }
+    }
+
+    /// The size of the image is to be looked at.
+    pub(super) fn refresh(&mut self) {
+        self.look_at_size = true;
+    }
+
+    /// Answers what the engine has finished, and tells of each.
+    pub(super) fn reap(&mut self, mut tell: impl FnMut(Ended)) {
         if self.in_flight == 0 {
             return;
         }
@@ -301,6 +363,9 @@ impl Server {
             match job.work {
                 Work::Sync => {
                     let fine = job.result.is_ok();
+                    // A sync is rare and slow enough for a look at the size, and every file system
+                    // in the guest sends some: a disk that grew is noticed without being told.
+                    self.look_at_size = true;
                     if let Some(next) = self.flushes.end(fine, &mut self.ended) {
                         self.lane.submit(next);
                     }
@@ -315,7 +380,16 @@ impl Server {
         }
         self.reaped = reaped;
         for mut job in self.ended.drain(..) {
-            used(job.queue, job.head, job.answer());
+            tell(match job.owner {
+                Owner::Request { queue, head } => Ended::Used {
+                    queue,
+                    head,
+                    len: job.answer(),
+                },
+                Owner::CacheMode => Ended::Switched {
+                    fine: job.result.is_ok(),
+                },
+            });
             job.clear();
             self.spare.push(job);
             self.in_flight -= 1;
@@ -324,6 +398,8 @@ impl Server {
 
     /// Tells the operator of the first failure of the image; a guest can cause any number.
     fn complain(&mut self, error: &io::Error) {
+        // It ended before its capacity did.
+        self.look_at_size |= error.kind() == io::ErrorKind::UnexpectedEof;
         if mem::replace(&mut self.complained, true) {
             tracing::debug!(%error, "the image fails again");
         } else {

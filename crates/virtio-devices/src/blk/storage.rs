@@ -8,10 +8,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 
-use guest_memory::{GuestRange, preadv2, pwritev2};
+use guest_memory::{GuestRange, discard_blocks, preadv2, pwritev2};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, ReadWriteFlags, pwrite, retry_on_intr};
 
+use super::image::Image;
 use crate::ranges;
 
 /// Zeros to write where the kernel cannot make them: large enough that the system calls do not
@@ -44,16 +45,19 @@ pub(super) trait Storage: Send + Sync + fmt::Debug {
 
     /// Puts all completed writes on stable storage. May wait for long.
     fn sync(&self) -> io::Result<()>;
+
+    /// Bytes that there are at this moment.
+    fn bytes(&self) -> io::Result<u64>;
 }
 
-impl Storage for File {
+impl Storage for Image {
     fn read(
         &self,
         into: &[GuestRange<'_>],
         offset: u64,
         flags: ReadWriteFlags,
     ) -> io::Result<usize> {
-        preadv2(self.as_fd(), into, offset, flags)
+        preadv2(self.file.as_fd(), into, offset, flags)
     }
 
     fn write(
@@ -62,35 +66,53 @@ impl Storage for File {
         offset: u64,
         flags: ReadWriteFlags,
     ) -> io::Result<usize> {
-        pwritev2(self.as_fd(), from, offset, flags)
+        pwritev2(self.file.as_fd(), from, offset, flags)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        match erase(self, FallocateFlags::PUNCH_HOLE, offset, len) {
-            // Only a hint: whoever sends it is content with what the range held.
-            Err(Errno::OPNOTSUPP) => Ok(()),
-            other => Ok(other?),
+        // A hole in a block device is made of zeros that are written: no discard.
+        let discarded = if self.is_block_device {
+            discard_blocks(self.file.as_fd(), offset, len)
+        } else {
+            erase(&self.file, FallocateFlags::PUNCH_HOLE, offset, len).map_err(Into::into)
+        };
+        match discarded {
+            // Only a hint: whoever sends it is content with what the range held. A device may have
+            // no discards, or none for parts of its blocks.
+            Err(error)
+                if matches!(
+                    Errno::from_io_error(&error),
+                    Some(Errno::OPNOTSUPP | Errno::INVAL)
+                ) =>
+            {
+                Ok(())
+            }
+            other => other,
         }
     }
 
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        // Of block devices too: the kernel zeroes by the device's own means, or writes zeros.
         let ways = [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE];
         for way in ways.into_iter().skip(usize::from(!unmap)) {
-            match erase(self, way, offset, len) {
+            match erase(&self.file, way, offset, len) {
                 // The file system or disk cannot, or not with a range that begins inside a block.
                 Err(Errno::OPNOTSUPP | Errno::INVAL) => {}
                 other => return Ok(other?),
             }
         }
-        write_zeros(self, offset, len)
+        write_zeros(&self.file, offset, len)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.sync_data()
+        self.file.sync_data()
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Image::bytes(self)
     }
 }
 
-/// Block devices take these calls too, and zero or trim what they can.
 fn erase(file: &File, way: FallocateFlags, offset: u64, len: u64) -> Result<(), Errno> {
     retry_on_intr(|| fallocate(file, way | FallocateFlags::KEEP_SIZE, offset, len))
 }
@@ -222,6 +244,10 @@ mod tests {
         fn sync(&self) -> io::Result<()> {
             unreachable!()
         }
+
+        fn bytes(&self) -> io::Result<u64> {
+            unreachable!()
+        }
     }
 
     /// Transfers 3 × 100 bytes at 1000.
@@ -271,11 +297,18 @@ mod tests {
         }
     }
 
-    fn image(bytes: u64) -> File {
+    fn image(bytes: u64) -> Image {
         let file = tempfile::tempfile().unwrap();
         file.set_len(bytes).unwrap();
         write_all(&file, &vec![0xee; usize::try_from(bytes).unwrap()]);
-        file
+        over(file)
+    }
+
+    fn over(file: File) -> Image {
+        Image {
+            file,
+            is_block_device: false,
+        }
     }
 
     fn write_all(file: &File, bytes: &[u8]) {
@@ -283,9 +316,9 @@ mod tests {
     }
 
     /// Whether exactly this range is zero, and the file as long as before.
-    fn only_zero(file: &File, bytes: u64, offset: u64, len: u64) -> bool {
+    fn only_zero(image: &Image, bytes: u64, offset: u64, len: u64) -> bool {
         let mut got = vec![0; usize::try_from(bytes).unwrap() + 1];
-        let count = rustix::io::pread(file, got.as_mut_slice(), 0).unwrap();
+        let count = rustix::io::pread(&image.file, got.as_mut_slice(), 0).unwrap();
         count as u64 == bytes
             && (0..bytes).zip(&got).all(|(at, byte)| {
                 *byte
@@ -316,30 +349,31 @@ mod tests {
                 );
             }
             let file = image(BYTES);
-            write_zeros(&file, offset, len).unwrap();
+            write_zeros(&file.file, offset, len).unwrap();
             assert!(only_zero(&file, BYTES, offset, len), "{offset} {len}");
         }
         // What was never written, too.
         let sparse = tempfile::tempfile().unwrap();
         sparse.set_len(BYTES).unwrap();
+        let sparse = over(sparse);
         for unmap in [false, true] {
             sparse.zero(4096, 4096, unmap).unwrap();
         }
-        assert_eq!(sparse.metadata().unwrap().len(), BYTES);
+        assert_eq!(sparse.bytes().unwrap(), BYTES);
     }
 
     #[test]
     fn unmapping_gives_space_back_and_keeps_the_size() {
         use std::os::unix::fs::MetadataExt;
         const BYTES: u64 = 1 << 20;
-        let discard = |file: &File| file.discard(0, BYTES);
-        let zero = |file: &File| file.zero(0, BYTES, true);
+        let discard = |image: &Image| image.discard(0, BYTES);
+        let zero = |image: &Image| image.zero(0, BYTES, true);
         for unmap in [discard, zero] {
-            let file = image(BYTES);
-            file.sync_all().unwrap();
-            let before = file.metadata().unwrap().blocks();
-            unmap(&file).unwrap();
-            let after = file.metadata().unwrap();
+            let image = image(BYTES);
+            image.file.sync_all().unwrap();
+            let before = image.file.metadata().unwrap().blocks();
+            unmap(&image).unwrap();
+            let after = image.file.metadata().unwrap();
             assert_eq!(after.len(), BYTES);
             assert!(
                 after.blocks() < before / 2,
@@ -353,11 +387,11 @@ mod tests {
     fn r40_what_cannot_be_erased_is_an_error() {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(8192).unwrap();
-        let file = File::open(image.path()).unwrap();
+        let image = over(File::open(image.path()).unwrap());
         for unmap in [false, true] {
-            assert!(file.zero(0, 4096, unmap).is_err());
+            assert!(image.zero(0, 4096, unmap).is_err());
         }
-        assert!(file.discard(0, 4096).is_err());
-        assert!(write_zeros(&file, 0, 4096).is_err());
+        assert!(image.discard(0, 4096).is_err());
+        assert!(write_zeros(&image.file, 0, 4096).is_err());
     }
 }

@@ -122,11 +122,6 @@ impl DeviceModel for Rng {
         }
     }
 
-    fn check_config_write(&mut self, _offset: u32, _data: &[u8], _features: u128) -> bool {
-        // There is no configuration space.
-        false
-    }
-
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.source.rate.wake_fd())
     }

@@ -8,7 +8,7 @@ use virtqueue::{DeviceQueue, DriverQueue, QueueLayout, RingFeatures, Segment, Us
 
 use super::Rng;
 use super::device::BYTES_MAX;
-use crate::{DeviceEvent, DeviceModel, Progress};
+use crate::{ConfigWrite, DeviceEvent, DeviceModel, Progress};
 
 const BASE: u64 = 1 << 48;
 const BUFFERS: u64 = BASE + 4096;
@@ -114,7 +114,7 @@ fn it_is_an_entropy_device_with_one_queue_and_no_configuration() {
     );
     assert_eq!(description.config, []);
     assert_eq!(description.queue_max, [16]);
-    assert!(!rng.check_config_write(0, &[0], u128::MAX));
+    assert_eq!(rng.write_config(0, &[0], u128::MAX), ConfigWrite::Refused);
 }
 
 #[test]

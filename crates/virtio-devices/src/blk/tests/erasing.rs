@@ -1,4 +1,4 @@
-//! Discard, write zeroes, and the cache mode that the driver switches.
+//! Discard and write zeroes.
 
 use std::fs;
 use std::sync::Arc;
@@ -8,14 +8,13 @@ use rustix::io::Errno;
 use virtqueue::Segment;
 
 use super::rig::{
-    Call, DISCARD, DISCARDED, Disk, F_CONFIG_WCE, F_ERASING, F_FLUSH, GUARD, IN, IOERR, OK, OUT,
-    Rig, Setup, UNSUPP, WRITE_ZEROES, config, header, pattern, segment,
+    Call, DISCARD, DISCARDED, Disk, F_ERASING, F_FLUSH, GUARD, IN, IOERR, OK, Rig, Setup, UNSUPP,
+    WRITE_ZEROES, config, header, pattern, segment,
 };
+use crate::Engine;
 use crate::blk::{Blk, BlkConfig};
-use crate::{DeviceModel, Engine};
 
 const SECTORS: usize = 64;
-const WRITEBACK: u32 = 32;
 
 fn rig(features: u128) -> (Arc<Disk>, Rig) {
     let disk = Disk::new(pattern(SECTORS * 512));
@@ -268,91 +267,4 @@ fn r32_files_read_as_zeros_where_they_were_zeroed() {
         assert!(got[..1000 * 512] == expected[..1000 * 512]);
         assert!(got[1500 * 512..] == expected[1500 * 512..]);
     }
-}
-
-#[test]
-fn r36_only_the_cache_mode_can_be_written_and_only_if_negotiated() {
-    let (_, mut rig) = rig(F_FLUSH);
-    let blk = &mut rig.blk;
-    let both = F_FLUSH | F_CONFIG_WCE;
-    for offset in (0..64).chain([u32::MAX]) {
-        for value in 0..=255 {
-            let fine = offset == WRITEBACK && value < 2;
-            assert_eq!(blk.check_config_write(offset, &[value], both), fine);
-            assert!(!blk.check_config_write(offset, &[value], !F_CONFIG_WCE));
-        }
-        // Not even together with its neighbours.
-        for len in [0, 2, 4, 60] {
-            assert!(!blk.check_config_write(offset, &vec![0; len], both));
-        }
-    }
-    // Who does not flush has no volatile cache.
-    assert!(!blk.check_config_write(WRITEBACK, &[1], F_CONFIG_WCE));
-    assert!(blk.check_config_write(WRITEBACK, &[0], F_CONFIG_WCE));
-}
-
-#[test]
-fn r35_the_driver_switches_between_write_back_and_write_through() {
-    let both = F_FLUSH | F_CONFIG_WCE;
-    let (disk, mut rig) = rig(both);
-    let data = rig.buffer(512);
-    let mut syncs = 0;
-    for writeback in [1, 0, 0, 1, 0, 1, 1] {
-        assert!(rig.blk.check_config_write(WRITEBACK, &[writeback], both));
-        for _ in 0..3 {
-            assert_eq!(rig.ask(OUT, 1, Some(data), None), (OK, 1));
-            syncs += usize::from(writeback == 0);
-            assert_eq!(disk.count(Call::SyncEnds), syncs);
-        }
-    }
-    // A value that is refused changes nothing.
-    assert!(!rig.blk.check_config_write(WRITEBACK, &[2], both));
-    assert_eq!(rig.ask(OUT, 1, Some(data), None), (OK, 1));
-    assert_eq!(disk.count(Call::SyncEnds), syncs);
-}
-
-#[test]
-fn r35_writes_taken_in_write_through_are_synced_whatever_is_switched_meanwhile() {
-    let both = F_FLUSH | F_CONFIG_WCE;
-    let (disk, mut rig) = rig(both);
-    disk.state().nowait = Some(Errno::AGAIN);
-    let data = rig.buffer(512);
-    for _ in 0..50 {
-        disk.close_gate();
-        assert!(rig.blk.check_config_write(WRITEBACK, &[0], both));
-        let through = rig.request(0, OUT, 1, Some(data), None);
-        rig.poll(64);
-        assert!(rig.blk.check_config_write(WRITEBACK, &[1], both));
-        let back = rig.request(0, OUT, 2, Some(data), None);
-        rig.poll(64);
-        disk.wait_for_calls(2);
-        let before = disk.count(Call::SyncEnds);
-        disk.open_gate();
-        rig.run();
-        assert_eq!(disk.count(Call::SyncEnds), before + 1);
-        for (_, status) in [through, back] {
-            assert_eq!(rig.get(status), [OK]);
-        }
-    }
-}
-
-#[test]
-fn r35_the_cache_mode_alone_means_write_through() {
-    let (disk, mut rig) = rig(F_CONFIG_WCE);
-    let data = rig.buffer(512);
-    assert_eq!(rig.ask(OUT, 1, Some(data), None), (OK, 1));
-    assert_eq!(disk.count(Call::SyncEnds), 1);
-}
-
-#[test]
-fn r35_the_mode_counts_only_for_who_can_read_it() {
-    let (disk, mut rig) = rig(F_FLUSH);
-    // Left by an earlier driver.
-    assert!(
-        rig.blk
-            .check_config_write(WRITEBACK, &[0], F_FLUSH | F_CONFIG_WCE)
-    );
-    let data = rig.buffer(512);
-    assert_eq!(rig.ask(OUT, 1, Some(data), None), (OK, 1));
-    assert_eq!(disk.count(Call::SyncEnds), 0);
 }

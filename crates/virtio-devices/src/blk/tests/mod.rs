@@ -1,6 +1,7 @@
 //! The block device with a driver on the other side, by the rules of fact sheet section 8.
 
 mod block_device;
+mod configuration;
 mod endurance;
 mod erasing;
 mod requests;

@@ -311,6 +311,8 @@ pub(super) struct DiskState {
     pub(super) refused: usize,
     /// Calls that may wait do so.
     pub(super) gate_closed: bool,
+    /// So many calls pass the closed gate.
+    pub(super) passes: usize,
     /// Calls that wait now.
     pub(super) at_gate: usize,
     pub(super) read_error: Option<Errno>,
@@ -382,6 +384,12 @@ impl Disk {
         self.changed.notify_all();
     }
 
+    /// One call passes, of those that wait, or come next.
+    pub(super) fn let_one_pass(&self) {
+        self.state().passes += 1;
+        self.changed.notify_all();
+    }
+
     /// Until so many calls wait at the gate.
     pub(super) fn wait_for_calls(&self, count: usize) {
         let enough = |state: &mut DiskState| state.at_gate < count;
@@ -402,8 +410,9 @@ impl Disk {
         self.changed.notify_all();
         let mut state = self
             .changed
-            .wait_while(state, |state| state.gate_closed)
+            .wait_while(state, |state| state.gate_closed && state.passes == 0)
             .unwrap();
+        state.passes = state.passes.saturating_sub(1);
         state.at_gate -= 1;
         state
     }
@@ -479,6 +488,10 @@ impl Storage for Disk {
         let mut state = self.pass_gate();
         state.log.push(Call::SyncEnds);
         state.sync_error.map_or(Ok(()), |errno| Err(errno.into()))
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.state().bytes.len() as u64)
     }
 }
 
