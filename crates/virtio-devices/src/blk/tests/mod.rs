@@ -4,6 +4,7 @@ mod block_device;
 mod configuration;
 mod endurance;
 mod erasing;
+mod export;
 mod requests;
 mod rig;
 mod waiting;
