@@ -71,7 +71,8 @@
 //! ```
 //!
 //! Beside memory, the few system calls on files that move it, or that only raw calls reach: vectored
-//! I/O, locks as QEMU takes them ([`lock_byte`]), discards of a block device.
+//! I/O, io_uring and Linux AIO ([`AsyncIo`]), locks as QEMU takes them ([`lock_byte`]), discards of a
+//! block device.
 //!
 //! What this crate does not do: grants, event channels, XenStore (`xen-hal`), and any meaning of
 //! the bytes.
@@ -89,6 +90,7 @@
 
 mod area;
 mod array;
+mod async_io;
 mod blkdev;
 mod copy;
 mod iovec;
@@ -100,6 +102,7 @@ mod space;
 
 pub use area::{Area, Backing, UnmapError};
 pub use array::{LeasedArray, ReadOnly, ReadWrite, Right, Word};
+pub use async_io::{AsyncIo, IoBuffers, NotTaken, Transfer, probe_io_uring, probe_linux_aio};
 pub use blkdev::discard_blocks;
 pub use iovec::{MAX_IOVECS, preadv2, pwritev2};
 pub use lease::{Lease, LeasedRange};
