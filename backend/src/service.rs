@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
-use xen_types::EvtchnPort;
+use xen_types::{DomId, EvtchnPort};
 use xenstore::{StoreError, Tree as _};
 
 use crate::gauges::{GaugeSocket, Gauges};
@@ -106,7 +106,10 @@ impl Service {
                 None
             }
         };
-        host.store.mkdir(&backend_root(host.own))?;
+        // A driver domain may not make it, and need not: the watch tells when its toolstack did.
+        if host.own == DomId::DOM0 {
+            host.store.mkdir(&backend_root(host.own))?;
+        }
         host.store.watch(&backend_root(host.own), WATCH_INSTANCES)?;
         host.store.watch("@releaseDomain", WATCH_RELEASE)?;
         tracing::info!(domain = %host.own, "backend is ready");
@@ -319,6 +322,13 @@ impl Service {
 
     /// Reads the list of instances and makes a session for each new one.
     fn scan(&mut self) -> Result<(), ServiceError> {
+        // Those that stand have their turn first: one that is gone lets go of its images, and a new
+        // one may have been given them.
+        for (key, session) in &mut self.sessions {
+            session.instance_changed();
+            session.devices_changed();
+            make_ready(&mut self.ready, key, session);
+        }
         let root = backend_root(self.host.own);
         for frontend in self.list(&root)? {
             for handle in self.list(&format!("{root}/{frontend}"))? {
@@ -326,11 +336,6 @@ impl Service {
                     self.discover(id);
                 }
             }
-        }
-        for (key, session) in &mut self.sessions {
-            session.instance_changed();
-            session.devices_changed();
-            make_ready(&mut self.ready, key, session);
         }
         Ok(())
     }

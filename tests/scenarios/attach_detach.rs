@@ -1,7 +1,7 @@
 //! `vmsg attach` and `vmsg detach`, with a running backend and with a guest at work.
 
 use frontend_shim::{Disk, Frontend, Operation};
-use tests::{LIMIT, pattern};
+use tests::{Bus, LIMIT, Rig, pattern};
 
 use crate::scene::{Scene, start_backend};
 
@@ -179,4 +179,19 @@ fn a_device_waits_for_its_backend() {
     let mut frontend = scene.frontend();
     let mut disk = Disk::open(&mut frontend, 0).unwrap();
     read(&mut frontend, &mut disk);
+}
+
+/// The backend sees both changes in one look.
+#[test]
+fn a_disk_that_changes_hands_at_once_is_let_go_before_it_is_taken() {
+    let mut rig = Rig::start();
+    let one = rig.guest_with_disk("one", 4096);
+    let other = Bus::of(rig.machine.create_domain("other"));
+    let line = rig.toolstack.read(&one.device(0, "config")).unwrap();
+    rig.toolstack.remove_bus(one);
+    rig.toolstack.make_bus(other);
+    rig.toolstack.make_device(other, 0, &line);
+    rig.settle();
+    let status = rig.toolstack.read(&other.device(0, "status"));
+    assert_eq!(status.as_deref(), Some("ready"));
 }
