@@ -2,6 +2,7 @@
 
 mod attach_detach;
 mod bad_input;
+mod driver_domain;
 mod kills;
 mod load;
 mod many_guests;

@@ -13,7 +13,7 @@ use xenstore::{Access, Client, Permissions, StoreError, Transaction, Tree as _};
 
 use crate::bus::Bus;
 use crate::domain::{self, read_text};
-use crate::{detach, output, platform, stale, wait};
+use crate::{detach, driver_domain, output, platform, stale, wait};
 
 /// How long a backend that runs may take to find a new bus.
 const DISCOVERY_LIMIT: Duration = Duration::from_secs(1);
@@ -34,13 +34,18 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
   vmsg attach guest1 type=blk,path=/srv/guest1.img
   vmsg attach guest1 type=blk,mode=ro,serial=install,path=/srv/debian.iso
   vmsg attach guest1 type=rng
-  vmsg attach 7 --bus 1 type=blk,path=/dev/vg0/guest1-data")]
+  vmsg attach 7 --bus 1 type=blk,path=/dev/vg0/guest1-data
+  vmsg attach guest1 --bus 2 --backend storage type=blk,path=/dev/sdb   a disk of domain `storage`")]
 pub(crate) struct Options {
     /// The guest, by name or number.
     domain: String,
     /// The guest's bus to put the device on; it is made if it is not there.
     #[arg(long, value_name = "HANDLE", default_value_t = 0)]
     bus: u32,
+    /// The domain that serves the bus, by name or number: dom0, or a driver domain that runs
+    /// `vmsg backend` [default: whoever serves the bus already, else dom0].
+    #[arg(long, value_name = "DOMAIN")]
+    backend: Option<String>,
     /// What the device is.
     config: DeviceConfig,
 }
@@ -59,21 +64,23 @@ pub(crate) enum Answer {
 pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> {
     let mut store = platform::open_dom0_store(spec)?;
     stale::sweep(&mut store)?;
-    let guest = domain::find(&mut store, &options.domain)?;
-    let bus = Bus {
-        frontend_id: guest,
-        backend_id: DomId::DOM0,
-        handle: options.bus,
-    };
+    let bus = find_bus(&mut store, options)?;
     let mut config = options.config.clone();
     if let Some(path) = &mut config.path {
-        *path = absolute(path)?;
+        *path = path_for(bus.backend_id, path)?;
+    }
+    if bus.backend_id != DomId::DOM0 {
+        driver_domain::prepare(&mut store, bus.backend_id)?;
     }
     let number = attach(&mut store, &bus, config)?;
     match answer(&mut store, &bus, number)? {
         Answer::Ready => output::print(format_args!("{bus} device {number}: ready"))?,
         Answer::Nobody => output::print(format_args!(
-            "{bus} device {number}: waits for a backend (start `vmsg backend`)"
+            "{bus} device {number}: waits for a backend (start `vmsg backend`{})",
+            match bus.backend_id {
+                DomId::DOM0 => String::new(),
+                other => format!(" in domain {other}"),
+            }
         ))?,
         Answer::Failed(why) => {
             detach::remove_device(&mut store, &bus, number)
@@ -82,6 +89,31 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
         }
     }
     Ok(())
+}
+
+/// The bus that is meant, which need not stand yet.
+fn find_bus(store: &mut Client, options: &Options) -> anyhow::Result<Bus> {
+    let guest = domain::find(store, &options.domain)?;
+    let wanted = match &options.backend {
+        None => None,
+        Some(named) => Some(domain::find(store, named).context("--backend")?),
+    };
+    let standing = Bus::recorded(store, guest, options.bus)?;
+    if wanted == Some(guest) {
+        bail!("domain {guest} cannot serve itself: give another --backend");
+    }
+    match (standing, wanted) {
+        (Some(bus), Some(wanted)) if bus.backend_id != wanted => bail!(
+            "{bus} is served by domain {}, not {wanted}: take another with --bus",
+            bus.backend_id
+        ),
+        (Some(bus), _) => Ok(bus),
+        (None, wanted) => Ok(Bus {
+            frontend_id: guest,
+            backend_id: wanted.unwrap_or(DomId::DOM0),
+            handle: options.bus,
+        }),
+    }
 }
 
 /// Makes the bus if it is not there, and the device; gives the device's number.
@@ -93,6 +125,9 @@ pub(crate) fn attach(
     config.uuid.get_or_insert_with(uuid::Uuid::new_v4);
     let made = store.transact(|tx| {
         domain::must_live(tx, bus.frontend_id)?;
+        if bus.backend_id != DomId::DOM0 {
+            domain::must_live(tx, bus.backend_id)?;
+        }
         match Bus::recorded(tx, bus.frontend_id, bus.handle)? {
             None => make_bus(tx, bus)?,
             Some(_) => must_be_online(tx, bus)?,
@@ -208,7 +243,15 @@ pub(crate) fn answer(store: &mut Client, bus: &Bus, number: u32) -> anyhow::Resu
     Ok(answer.unwrap_or(Answer::Nobody))
 }
 
-/// The backend's working directory is not that of whoever types the path.
+/// The path as the backend is to open it: its working directory is not that of whoever types it,
+/// and a driver domain's files are not those of dom0.
+fn path_for(backend_id: DomId, path: &str) -> anyhow::Result<String> {
+    if backend_id != DomId::DOM0 && !path.starts_with('/') {
+        bail!("path={path} is to be a file of domain {backend_id}: give it from / on");
+    }
+    absolute(path)
+}
+
 fn absolute(path: &str) -> anyhow::Result<String> {
     let absolute = std::path::absolute(path).with_context(|| format!("path={path}"))?;
     absolute

@@ -52,6 +52,26 @@ impl Bus {
         Ok(buses)
     }
 
+    /// The buses that domain `backend_id` serves, as they stand in its own directory: what a driver
+    /// domain may see.
+    pub(crate) fn served_by(
+        tree: &mut impl Tree,
+        backend_id: DomId,
+    ) -> Result<Vec<Self>, StoreError> {
+        let root = backend_root(backend_id);
+        let mut buses = Vec::new();
+        for frontend_id in numbers(tree, &root)?.filter_map(to_domid) {
+            for handle in numbers(tree, &format!("{root}/{frontend_id}"))? {
+                buses.push(Self {
+                    frontend_id,
+                    backend_id,
+                    handle,
+                });
+            }
+        }
+        Ok(buses)
+    }
+
     /// The directory of all the guest's buses.
     pub(crate) fn frontend_root(&self) -> String {
         format!("{}/device/virtio-msg", home(self.frontend_id))
@@ -64,8 +84,7 @@ impl Bus {
 
     /// The backend's directory of this guest.
     pub(crate) fn backend_domain(&self) -> String {
-        let home = home(self.backend_id);
-        format!("{home}/backend/virtio-msg/{}", self.frontend_id)
+        format!("{}/{}", backend_root(self.backend_id), self.frontend_id)
     }
 
     /// The backend's directory.
@@ -98,6 +117,11 @@ impl fmt::Display for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "domain {} bus {}", self.frontend_id, self.handle)
     }
+}
+
+/// The directory of all buses that a domain serves.
+pub(crate) fn backend_root(backend_id: DomId) -> String {
+    format!("{}/backend/virtio-msg", home(backend_id))
 }
 
 fn record_domain(frontend_id: DomId) -> String {

@@ -82,7 +82,9 @@ fn list(spec: &PlatformSpec, json: bool) -> anyhow::Result<()> {
         return output::print_json(&rows);
     }
     if instances.is_empty() {
-        tracing::info!("this domain has no bus; `vmsg attach` in dom0 gives it one");
+        return Ok(output::print(
+            "no virtio-msg devices; `vmsg attach` in dom0 gives this domain one",
+        )?);
     }
     let header = ["BUS", "BACKEND", "DEV", "TYPE", "BYTES", "MODE", "SERIAL"];
     let rows = rows.into_iter().map(Row::cells).collect();

@@ -4,17 +4,19 @@
 //! What the guests and driver domains wrote is shown, never believed: which buses there are, and
 //! who serves them, comes from the toolstack's own record.
 
+use anyhow::Context as _;
 use serde::Serialize;
 use xen_bus::config::DeviceConfig;
 use xen_bus::handshake::XenbusState;
 use xen_hal::PlatformSpec;
+use xen_types::DomId;
 use xenstore::{Client, StoreError, Tree as _};
 
 use crate::bus::Bus;
 use crate::domain::{self, numbers, read_text};
 use crate::{output, platform, stale};
 
-/// List the buses and devices of all guests, or of one.
+/// List the buses and devices of all guests, or of one; in a driver domain those that it serves.
 ///
 /// BACK and FRONT are the xenbus states of the two sides; messages flow while both are connected.
 /// STATUS is the backend's word on a device: building, ready, removing, removed or failed; `-` means
@@ -30,6 +32,10 @@ pub(crate) struct Options {
     #[arg(long)]
     json: bool,
 }
+
+/// Instead of an empty table.
+pub(crate) const NOTHING: &str =
+    "no virtio-msg devices; `vmsg attach DOMAIN CONFIG` gives one to a guest";
 
 /// One bus.
 #[derive(Debug, Serialize)]
@@ -74,22 +80,25 @@ pub(crate) struct DeviceReport {
 }
 
 pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> {
-    let mut store = platform::open_dom0_store(spec)?;
+    let (mut store, own) = platform::open_serving_store(spec)?;
     let only = match &options.domain {
-        Some(named) => Some(domain::find(&mut store, named)?),
         None => None,
+        Some(named) if own == DomId::DOM0 => Some(domain::find(&mut store, named)?),
+        Some(named) => Some(domain::parse_domid(named).with_context(|| {
+            format!("a driver domain knows no names: give the number of {named:?}")
+        })?),
     };
     let mut reports = Vec::new();
-    for bus in Bus::all(&mut store)? {
+    for bus in buses(&mut store, own)? {
         if only.is_none_or(|only| only == bus.frontend_id) {
-            reports.push(BusReport::read(&mut store, &bus)?);
+            reports.push(BusReport::read(&mut store, own, &bus)?);
         }
     }
     if options.json {
         return output::print_json(&reports);
     }
     if reports.is_empty() {
-        tracing::info!("no guest has a bus; `vmsg attach` gives it one");
+        return Ok(output::print(NOTHING)?);
     }
     let header = [
         "DOMAIN", "NAME", "BUS", "BACKEND", "BACK", "FRONT", "DEV", "TYPE", "MODE", "STATUS",
@@ -99,9 +108,18 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
     Ok(output::print(output::table(header, rows))?)
 }
 
+/// The buses that domain `own` may see: dom0 all, from its record, a driver domain those that it
+/// serves.
+pub(crate) fn buses(store: &mut Client, own: DomId) -> Result<Vec<Bus>, StoreError> {
+    match own {
+        DomId::DOM0 => Bus::all(store),
+        own => Bus::served_by(store, own),
+    }
+}
+
 impl BusReport {
     /// Reads what both sides and the toolstack wrote of a bus. Changes meanwhile may show in part.
-    pub(crate) fn read(store: &mut Client, bus: &Bus) -> Result<Self, StoreError> {
+    pub(crate) fn read(store: &mut Client, own: DomId, bus: &Bus) -> Result<Self, StoreError> {
         let mut devices = Vec::new();
         for number in numbers(store, &bus.devices())? {
             devices.extend(DeviceReport::read(store, bus, number)?);
@@ -113,7 +131,13 @@ impl BusReport {
             backend: bus.backend_id.0,
             backend_state: read_state(store, &bus.backend())?,
             frontend_state: read_state(store, &bus.frontend())?,
-            stale: stale::is_dead(store, bus)?,
+            stale: match own {
+                DomId::DOM0 => stale::is_dead(store, bus)?,
+                // All that a driver domain sees of a guest.
+                _ => store
+                    .read_opt(&format!("{}/state", bus.frontend()))?
+                    .is_none(),
+            },
             error: read_text(store, &format!("{}/error", bus.backend()))?,
             devices,
         })

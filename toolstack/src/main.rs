@@ -12,6 +12,7 @@ mod detach;
 mod disk;
 mod doctor;
 mod domain;
+mod driver_domain;
 mod export;
 mod frontend;
 mod hosted;

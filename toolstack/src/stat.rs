@@ -11,10 +11,9 @@ use xen_hal::PlatformSpec;
 use xen_hal::hosted::Hypervisor;
 use xen_hal::hosted::wire::{DomainReport, DomainState};
 use xen_types::DomId;
-use xenstore::Client;
 
 use crate::bus::Bus;
-use crate::list::BusReport;
+use crate::list::{self, BusReport};
 use crate::{output, platform};
 
 /// Show what each bus holds and has done.
@@ -22,7 +21,8 @@ use crate::{output, platform};
 /// PAGES are the guest's pages that the backend has mapped: ring and areas. IN and OUT are messages
 /// since the frontend connected, EVENTS those that the backend sent, IDLE those of the guest that
 /// found nothing to do, FAULTS the connections that a broken rule ended. `-` means that the frontend
-/// is not connected, or that its backend does not run on this host.
+/// is not connected, or that its backend does not run in this domain. In a driver domain: the buses
+/// that it serves.
 ///
 /// On a hosted machine a second table shows what each domain holds and how often it called the
 /// hypervisor.
@@ -77,9 +77,8 @@ struct DomainStat {
 }
 
 pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> {
-    let mut store = platform::open_dom0_store(spec)?;
     let report = Report {
-        buses: buses(&mut store, &backend::run_dir(spec))?,
+        buses: buses(spec)?,
         machine: match spec {
             PlatformSpec::Xen => None,
             PlatformSpec::Hosted { dir, .. } => Some(machine(dir)?),
@@ -92,8 +91,12 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
         "DOMAIN", "NAME", "BUS", "BACKEND", "BACK", "FRONT", "DEVICES", "PAGES", "AREAS", "IN",
         "OUT", "EVENTS", "IDLE", "FAULTS",
     ];
-    let rows = report.buses.iter().map(BusStat::cells).collect();
-    output::print(output::table(header, rows))?;
+    if report.buses.is_empty() {
+        output::print(list::NOTHING)?;
+    } else {
+        let rows = report.buses.iter().map(BusStat::cells).collect();
+        output::print(output::table(header, rows))?;
+    }
     if let Some(machine) = &report.machine {
         let header = [
             "DOMAIN", "STATE", "GRANTED", "MAPPED", "PORTS", "NODES", "MAPS", "UNMAPS", "COPIES",
@@ -105,29 +108,37 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn buses(store: &mut Client, run_dir: &Path) -> anyhow::Result<Vec<BusStat>> {
+fn buses(spec: &PlatformSpec) -> anyhow::Result<Vec<BusStat>> {
+    let (mut store, own) = platform::open_serving_store(spec)?;
     let mut told: BTreeMap<DomId, Option<Gauges>> = BTreeMap::new();
     let mut stats = Vec::new();
-    for bus in Bus::all(store)? {
+    for bus in list::buses(&mut store, own)? {
         let gauges = told
             .entry(bus.backend_id)
-            .or_insert_with(|| ask(run_dir, bus.backend_id));
-        let report = BusReport::read(store, &bus)?;
+            .or_insert_with(|| ask(spec, own, bus.backend_id));
+        let report = BusReport::read(&mut store, own, &bus)?;
         stats.push(BusStat::new(&bus, report, gauges.as_ref()));
     }
     Ok(stats)
 }
 
-/// The gauges of a backend on this host, if it runs.
-fn ask(run_dir: &Path, own: DomId) -> Option<Gauges> {
-    match Gauges::read(run_dir, own) {
+/// The gauges of a domain's backend, if it runs and can be asked from here: its socket is one of its
+/// own domain. The domains of a hosted machine share theirs.
+fn ask(spec: &PlatformSpec, own: DomId, backend_id: DomId) -> Option<Gauges> {
+    if *spec == PlatformSpec::Xen && backend_id != own {
+        tracing::warn!(
+            "domain {backend_id} tells what its backend holds only itself: run `vmsg stat` there"
+        );
+        return None;
+    }
+    match Gauges::read(&backend::run_dir(spec), backend_id) {
         Ok(Some(gauges)) => Some(gauges),
         Ok(None) => {
-            tracing::warn!("no backend of domain {own} runs on this host: `vmsg backend`");
+            tracing::warn!("no backend of domain {backend_id} runs: `vmsg backend` there");
             None
         }
         Err(error) => {
-            tracing::warn!("the backend of domain {own} does not tell its gauges: {error}");
+            tracing::warn!("the backend of domain {backend_id} does not tell its gauges: {error}");
             None
         }
     }

@@ -9,8 +9,9 @@ use xen_bus::keys::DEFAULT_MAX_AREA_PAGES;
 use xen_hal::PlatformSpec;
 use xen_types::DomId;
 
-use super::facts::{Device, Process, Xen};
+use super::facts::{Device, Process, Store, Xen};
 use super::{Check, Verdict};
+use crate::driver_domain::{DEFAULT_QUOTA, Usage};
 
 /// Pages that a user-space frontend grants for a bus: an area of 512, its directory, a ring of
 /// order 2 (section 4).
@@ -21,26 +22,30 @@ const MAPTRACK_ENTRIES: u64 = 1024 * 256;
 const DESCRIPTORS_PER_BUS: u64 = 3;
 /// Descriptors that a service should have; what a login shell gets at the least.
 const DESCRIPTORS: u64 = 1024;
-/// XenStore nodes that a domain other than dom0 may own by default.
-const STORE_NODES: u64 = 1000;
-/// Those of them that a backend needs for a bus with one device (section 2).
-const STORE_NODES_PER_BUS: u64 = 18 + 5;
+/// References of a domain at Xen's default of 64 frames, which hold 512 each.
+const GRANT_REFERENCES: u64 = 64 * 512;
 
 /// What this domain can be, which decides what it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// It serves devices.
     Dom0,
-    /// It uses devices, or serves them as a driver domain.
+    /// It serves devices too, and this is what it uses of its quota for them.
+    DriverDomain(Usage),
+    /// It uses devices.
     Guest,
 }
 
 impl Role {
-    pub(super) fn of(xen: &Xen, domid: Option<DomId>) -> Self {
-        if xen.is_control_domain || domid == Some(DomId::DOM0) {
-            Self::Dom0
-        } else {
-            Self::Guest
+    pub(super) fn of(is_control_domain: bool, store: Option<&Store>) -> Self {
+        match store {
+            _ if is_control_domain => Self::Dom0,
+            Some(store) if store.own == DomId::DOM0 => Self::Dom0,
+            Some(Store {
+                serving: Some(usage),
+                ..
+            }) => Self::DriverDomain(*usage),
+            _ => Self::Guest,
         }
     }
 }
@@ -49,7 +54,7 @@ impl Role {
 pub(super) fn xen(
     xen: &Xen,
     process: &Process,
-    store: &Result<DomId, String>,
+    store: &Result<Store, String>,
     role: Role,
 ) -> Vec<Check> {
     if !xen.present {
@@ -61,7 +66,9 @@ pub(super) fn xen(
     }
     let mut checks = vec![platform(xen, role), user(process)];
     let (backend, frontend) = match role {
-        Role::Dom0 => (Need::Yes, Need::No("only a frontend would need it here")),
+        Role::Dom0 | Role::DriverDomain(_) => {
+            (Need::Yes, Need::No("only a frontend would need it here"))
+        }
         Role::Guest => (Need::No("only a driver domain needs it"), Need::Yes),
     };
     checks.push(device("evtchn", &xen.evtchn, Need::Yes));
@@ -70,15 +77,19 @@ pub(super) fn xen(
     // Dom0 has the daemon's socket as well.
     let xenbus = match role {
         Role::Dom0 => Need::No("dom0 uses the socket of xenstored"),
-        Role::Guest => Need::Yes,
+        Role::DriverDomain(_) | Role::Guest => Need::Yes,
     };
     checks.push(device("xenbus", &xen.xenbus, xenbus));
     checks.push(xenstore(store, role));
     checks.extend(xen.gntalloc_limit.map(gntalloc_limit));
     checks.extend(xen.gntdev_limit.map(gntdev_limit));
-    checks.push(maptrack(xen));
-    checks.push(store_quota(role));
-    checks.push(descriptors(process));
+    if role == Role::Guest {
+        checks.push(grant_frames());
+    } else {
+        checks.push(maptrack(xen));
+        checks.push(descriptors(process));
+    }
+    checks.extend(quota(role));
     checks.push(engine(match xen.guest_type.as_deref() {
         Some("PVH" | "HVM") => "",
         _ => "; in a PV domain nothing else would do: there io_uring leaves the guest's pages mapped for ever if its process is killed",
@@ -90,7 +101,7 @@ pub(super) fn xen(
 pub(super) fn hosted(
     spec: &PlatformSpec,
     broker: &Result<(), String>,
-    store: &Result<DomId, String>,
+    store: &Result<Store, String>,
     process: &Process,
 ) -> Vec<Check> {
     let mut checks = Vec::new();
@@ -106,10 +117,11 @@ pub(super) fn hosted(
         }
     }
     checks.push(match store {
-        Ok(domid) => ok("xenstore", format!("answers; this is domain {domid}")),
+        Ok(store) => ok("xenstore", format!("answers; this is domain {}", store.own)),
         Err(error) => fail("xenstore", error, "is the machine being shut down?"),
     });
     checks.push(descriptors(process));
+    checks.extend(quota(Role::of(false, store.as_ref().ok())));
     checks.push(engine(""));
     checks
 }
@@ -145,6 +157,7 @@ fn platform(xen: &Xen, role: Role) -> Check {
     let kind = xen.guest_type.as_deref().unwrap_or("PV?");
     let role = match role {
         Role::Dom0 => "dom0",
+        Role::DriverDomain(_) => "driver domain",
         Role::Guest => "guest",
     };
     ok("platform", format!("Xen {}, {kind} {role}", xen.version))
@@ -189,13 +202,13 @@ fn device(name: &'static str, device: &Device, need: Need) -> Check {
     }
 }
 
-fn xenstore(store: &Result<DomId, String>, role: Role) -> Check {
+fn xenstore(store: &Result<Store, String>, role: Role) -> Check {
     match (store, role) {
-        (Ok(domid), _) => ok("xenstore", format!("answers; this is domain {domid}")),
+        (Ok(store), _) => ok("xenstore", format!("answers; this is domain {}", store.own)),
         (Err(error), Role::Dom0) => {
             fail("xenstore", error, "systemctl start xenstored xen-init-dom0")
         }
-        (Err(error), Role::Guest) => fail(
+        (Err(error), Role::DriverDomain(_) | Role::Guest) => fail(
             "xenstore",
             error,
             "in dom0: `xl list` and `xenstore-ls /local/domain` should show this domain",
@@ -249,15 +262,42 @@ fn maptrack(xen: &Xen) -> Check {
     )
 }
 
-fn store_quota(role: Role) -> Check {
-    let found = match role {
-        Role::Dom0 => "dom0 has no quota in XenStore".to_owned(),
-        Role::Guest => format!(
-            "at xenstored's default of {STORE_NODES} nodes a driver domain serves {} buses with one device; in dom0 `xenstore-control quota set nodes N` raises it",
-            STORE_NODES / STORE_NODES_PER_BUS
+/// A domain is not told this limit either.
+fn grant_frames() -> Check {
+    ok(
+        "frames",
+        format!(
+            "at Xen's default this domain grants {GRANT_REFERENCES} pages to all others together: {} buses of a user-space frontend; gnttab_max_frames= on Xen's command line or max_grant_frames= in xl.cfg raises it",
+            GRANT_REFERENCES / PAGES_PER_BUS
         ),
+    )
+}
+
+/// What serving needs in XenStore; dom0 has no quota there, and a guest needs little.
+fn quota(role: Role) -> Option<Check> {
+    let Role::DriverDomain(usage) = role else {
+        return None;
     };
-    ok("quota", found)
+    let Usage {
+        nodes,
+        watches,
+        transactions,
+    } = DEFAULT_QUOTA;
+    let found = format!(
+        "what this domain serves needs up to {} nodes, {} watches and {} transaction in XenStore; by default it has {nodes}, {watches} and {transactions}",
+        usage.nodes, usage.watches, usage.transactions
+    );
+    Some(match usage.beyond(&DEFAULT_QUOTA) {
+        None => ok("quota", found),
+        Some((what, needed, _)) => warn(
+            "quota",
+            found,
+            format!(
+                "in dom0: xenstore-control quota set {what} {}",
+                needed.next_power_of_two()
+            ),
+        ),
+    })
 }
 
 fn descriptors(process: &Process) -> Check {
@@ -356,9 +396,13 @@ mod tests {
     }
 
     fn judge(facts: &Xen) -> Vec<Check> {
-        let store = Ok(DomId(u16::from(!facts.is_control_domain)));
-        let role = Role::of(facts, store.as_ref().ok().copied());
-        xen(facts, &ROOT, &store, role)
+        let own = DomId(u16::from(!facts.is_control_domain));
+        judge_as(facts, Store { own, serving: None })
+    }
+
+    fn judge_as(facts: &Xen, store: Store) -> Vec<Check> {
+        let role = Role::of(facts.is_control_domain, Some(&store));
+        xen(facts, &ROOT, &Ok(store), role)
     }
 
     fn find<'a>(checks: &'a [Check], name: &str) -> &'a Check {
@@ -393,6 +437,37 @@ mod tests {
             find(&judge(&guest()), "platform").found,
             "Xen 4.17.7, PVH guest"
         );
+    }
+
+    #[test]
+    fn a_driver_domain_needs_what_maps_and_room_in_its_quota() {
+        let serving = |buses| Store {
+            own: DomId(1),
+            serving: Some(Usage::of(buses, buses)),
+        };
+        let without = judge_as(&guest(), serving(2));
+        assert_eq!(
+            find(&without, "platform").found,
+            "Xen 4.17.7, PVH driver domain"
+        );
+        assert_eq!(find(&without, "gntdev").verdict, Verdict::Fail);
+        let facts = Xen {
+            gntdev: Device::Usable,
+            gntalloc: Device::Missing {
+                module_loaded: false,
+            },
+            ..guest()
+        };
+        let checks = judge_as(&facts, serving(2));
+        let all_ok = checks.iter().all(|check| check.verdict == Verdict::Ok);
+        assert!(all_ok, "{checks:#?}");
+        let check = find(&checks, "quota");
+        assert!(check.found.contains("44 nodes, 4 watches"), "{check:?}");
+        let checks = judge_as(&facts, serving(46));
+        let check = find(&checks, "quota");
+        assert_eq!(check.verdict, Verdict::Warn);
+        let advice = "in dom0: xenstore-control quota set nodes 1024";
+        assert_eq!(check.advice.as_deref(), Some(advice));
     }
 
     #[test]
@@ -492,7 +567,10 @@ mod tests {
             ..ROOT
         };
         assert_eq!(user(&nobody).verdict, Verdict::Fail);
-        let store = Ok(DomId::DOM0);
+        let store = Ok(Store {
+            own: DomId::DOM0,
+            serving: None,
+        });
         let spec = "hosted:dir".parse().unwrap();
         let checks = hosted(&spec, &Ok(()), &store, &nobody);
         assert!(checks.iter().all(|check| check.verdict == Verdict::Ok));

@@ -8,6 +8,13 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 use rustix::process::{Resource, geteuid, getrlimit};
+use xen_hal::PlatformSpec;
+use xen_types::DomId;
+use xenstore::Tree as _;
+
+use crate::bus::backend_root;
+use crate::driver_domain::Usage;
+use crate::platform;
 
 /// What a Linux kernel tells of the Xen below it.
 #[derive(Debug)]
@@ -46,6 +53,14 @@ pub(super) enum Device {
     Broken(String),
 }
 
+/// What XenStore says of this domain.
+#[derive(Debug)]
+pub(super) struct Store {
+    pub(super) own: DomId,
+    /// What it uses to serve buses, if a toolstack made it serve any.
+    pub(super) serving: Option<Usage>,
+}
+
 /// The limits of this process.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -82,6 +97,17 @@ impl Xen {
             gntalloc_limit: number("sys/module/xen_gntalloc/parameters/limit"),
             gntdev_limit: number("sys/module/xen_gntdev/parameters/limit"),
         }
+    }
+}
+
+impl Store {
+    /// Asks XenStore.
+    pub(super) fn look(spec: &PlatformSpec) -> anyhow::Result<Self> {
+        let mut store = platform::open_store(spec)?;
+        let own = platform::own_domid(&mut store)?;
+        let serves = own != DomId::DOM0 && store.read_opt(&backend_root(own))?.is_some();
+        let serving = serves.then(|| Usage::now(&mut store, own)).transpose()?;
+        Ok(Self { own, serving })
     }
 }
 

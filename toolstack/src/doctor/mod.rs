@@ -11,12 +11,11 @@ use anyhow::bail;
 use backend::Gauges;
 use serde::Serialize;
 use xen_hal::{Platform, PlatformSpec};
-use xen_types::{DomId, parse_decimal};
-use xenstore::Tree as _;
+use xen_types::DomId;
 
-use crate::{output, platform};
+use crate::output;
 use checks::Role;
-use facts::{Process, Xen};
+use facts::{Process, Store, Xen};
 
 /// Check whether this machine has what the bus needs, and say what to type if not.
 ///
@@ -63,27 +62,31 @@ struct Report {
 
 pub(crate) fn run(named: Option<PlatformSpec>, options: &Options) -> anyhow::Result<()> {
     let process = Process::look();
-    let checks = match named.unwrap_or(PlatformSpec::Xen) {
+    let spec = named.unwrap_or(PlatformSpec::Xen);
+    let mut checks;
+    let store;
+    let role;
+    match &spec {
         PlatformSpec::Xen => {
             let xen = Xen::look(Path::new("/"));
-            let store = own_domid(&PlatformSpec::Xen);
-            let role = Role::of(&xen, store.as_ref().ok().copied());
-            let mut checks = checks::xen(&xen, &process, &store, role);
-            if role == Role::Dom0 {
-                checks.push(backend_of(&PlatformSpec::Xen));
-            }
-            checks
+            store = ask_store(&spec);
+            role = Role::of(xen.is_control_domain, store.as_ref().ok());
+            checks = checks::xen(&xen, &process, &store, role);
         }
-        spec @ PlatformSpec::Hosted { .. } => {
+        PlatformSpec::Hosted { .. } => {
             let broker = Platform::open(&spec).map(drop).map_err(describe);
-            let store = own_domid(&spec);
-            let mut checks = checks::hosted(&spec, &broker, &store, &process);
-            if store == Ok(DomId::DOM0) {
-                checks.push(backend_of(&spec));
-            }
-            checks
+            store = ask_store(&spec);
+            role = Role::of(false, store.as_ref().ok());
+            checks = checks::hosted(&spec, &broker, &store, &process);
         }
-    };
+    }
+    if role != Role::Guest {
+        let own = store.map_or(DomId::DOM0, |store| store.own);
+        checks.push(checks::backend(&Gauges::read(
+            &backend::run_dir(&spec),
+            own,
+        )));
+    }
     let failed = checks
         .iter()
         .filter(|check| check.verdict == Verdict::Fail)
@@ -104,18 +107,8 @@ pub(crate) fn run(named: Option<PlatformSpec>, options: &Options) -> anyhow::Res
     Ok(())
 }
 
-/// The domain that XenStore takes this process for.
-fn own_domid(spec: &PlatformSpec) -> Result<DomId, String> {
-    let mut store = platform::open_store(spec).map_err(|error| format!("{error:#}"))?;
-    let domid = store.read("domid").map_err(describe)?;
-    parse_decimal(&domid)
-        .and_then(|number| u16::try_from(number).ok())
-        .map(DomId)
-        .ok_or_else(|| "the node `domid` of this domain is no number".to_owned())
-}
-
-fn backend_of(spec: &PlatformSpec) -> Check {
-    checks::backend(&Gauges::read(&backend::run_dir(spec), DomId::DOM0))
+fn ask_store(spec: &PlatformSpec) -> Result<Store, String> {
+    Store::look(spec).map_err(|error| format!("{error:#}"))
 }
 
 fn describe(error: impl std::error::Error + Send + Sync + 'static) -> String {

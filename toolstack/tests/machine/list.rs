@@ -10,9 +10,17 @@ use crate::rig::{GUEST, Machine};
 fn a_machine_without_buses_has_an_empty_list() {
     let machine = Machine::start(1);
     assert_eq!(machine.dom0(&["list", "--json"]).json(), json!([]));
-    let list = machine.dom0(&["list"]);
-    assert_eq!(list.succeeded().stdout.lines().count(), 1);
-    assert!(list.stderr.contains("vmsg attach"), "{list:?}");
+    for command in ["list", "stat"] {
+        let list = machine.dom0(&[command]);
+        let first = list.succeeded().stdout.lines().next();
+        let sentence = "no virtio-msg devices; `vmsg attach DOMAIN CONFIG` gives one to a guest";
+        assert_eq!(first, Some(sentence));
+        assert_eq!(list.stderr, "");
+    }
+    let list = machine.vmsg(GUEST, &["frontend", "list"]);
+    let sentence = "no virtio-msg devices; `vmsg attach` in dom0 gives this domain one\n";
+    assert_eq!(list.succeeded().stdout, sentence);
+    assert_eq!(list.stderr, "");
 }
 
 #[test]
