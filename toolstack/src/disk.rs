@@ -1,12 +1,12 @@
 //! `vmsg frontend blk`: copies between a file and a block device of the bus, serves it, or loads it.
 
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufReader, BufWriter, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use frontend_shim::{Disk, DiskOptions, Frontend};
+use frontend_shim::{Disk, DiskOptions, Frontend, FrontendError};
 use xen_hal::PlatformSpec;
 
 use crate::frontend::{connect, leave};
@@ -192,9 +192,23 @@ fn use_disk<T>(
     let result = on_disk(&mut frontend, device, options, work);
     // In order also after a failure: the backend is to let go of this process's memory.
     let left = leave(frontend);
-    let value = result.with_context(|| format!("bus {bus} device {device}"))?;
+    let value = result.map_err(|error| placed(error, bus, device))?;
     left?;
     Ok(value)
+}
+
+/// Says where an error happened, unless it does so itself.
+fn placed(error: anyhow::Error, bus: u32, device: u16) -> anyhow::Error {
+    match error.downcast_ref::<FrontendError>() {
+        Some(FrontendError::Device { .. }) => error.context(format!("bus {bus}")),
+        Some(
+            FrontendError::Disconnected { .. }
+            | FrontendError::Timeout { .. }
+            | FrontendError::AreaRefused { .. }
+            | FrontendError::Grant { .. },
+        ) => error,
+        _ => error.context(format!("bus {bus} device {device}")),
+    }
 }
 
 /// Brings a disk up, works on it, and resets it, also after a failure.
@@ -217,18 +231,49 @@ fn copy_out(
     disk: &mut Disk,
     file: &Path,
 ) -> anyhow::Result<transfer::Figures> {
-    let shown = file.display();
-    let out = File::create(file).with_context(|| format!("{shown}"))?;
-    let mut out = BufWriter::new(out);
     let bytes = disk.bytes();
     let bar = progress::bar("reading", bytes);
+    let mut out = Target::new(file);
     let figures = transfer::read_all(frontend, disk, bytes, |data| {
         bar.inc(data.len() as u64);
         out.write_all(data)
     })?;
-    out.flush().with_context(|| format!("{shown}"))?;
+    out.finish()?;
     bar.finish();
     Ok(figures)
+}
+
+/// The file of a copy. What it held is kept until there is something to put in its place.
+struct Target<'a> {
+    path: &'a Path,
+    open: Option<BufWriter<File>>,
+}
+
+impl<'a> Target<'a> {
+    fn new(path: &'a Path) -> Self {
+        Self { path, open: None }
+    }
+
+    fn write_all(&mut self, data: &[u8]) -> io::Result<()> {
+        self.with_file(|file| file.write_all(data))
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.with_file(BufWriter::flush)
+    }
+
+    fn with_file(
+        &mut self,
+        work: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let file = match &mut self.open {
+            Some(file) => Ok(file),
+            none => File::create(self.path).map(|file| none.insert(BufWriter::new(file))),
+        };
+        let shown = self.path.display();
+        file.and_then(work)
+            .map_err(|error| io::Error::new(error.kind(), format!("{shown}: {error}")))
+    }
 }
 
 fn copy_in(

@@ -98,3 +98,29 @@ fn a_file_that_does_not_fit_is_refused() {
     }
     scene.blk(&["copy", "0", "1"]).failed(2, &["device number"]);
 }
+
+#[test]
+fn a_copy_that_reads_nothing_takes_nothing_away() {
+    let scene = Scene::new();
+    let file = scene.machine.disk("backup.img", b"of yesterday");
+    let to = file.to_str().unwrap();
+    // The device's image is gone before the first byte was read.
+    let disk = OpenOptions::new().write(true).open(&scene.disk).unwrap();
+    disk.set_len(0).unwrap();
+    scene.blk(&["copy", "0", to]).failed(1, &["bus 0"]);
+    assert_eq!(fs::read(&file).unwrap(), b"of yesterday");
+    let nowhere = scene.machine.file("no/such/directory.img");
+    disk.set_len(BYTES as u64).unwrap();
+    scene
+        .blk(&["copy", "0", nowhere.to_str().unwrap()])
+        .failed(1, &["no/such/directory.img: No such file"]);
+}
+
+#[test]
+fn an_error_says_once_which_device_it_is_about() {
+    let scene = Scene::new();
+    let copy = scene.machine.file("copy.img");
+    let missing = scene.blk(&["copy", "7", copy.to_str().unwrap()]);
+    missing.failed(1, &["vmsg: bus 0: device 7: "]);
+    assert!(!copy.exists());
+}
