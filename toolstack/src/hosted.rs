@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use hosted::Broker;
+use hosted::{Broker, MAX_GUESTS};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use xen_hal::hosted::Hypervisor;
@@ -22,9 +22,13 @@ use crate::output;
 pub(crate) struct Options {
     /// Directory of the machine's sockets; it is made if it is not there.
     dir: PathBuf,
-    /// How many guests the machine has: domains 1 to N, named guest1 to guestN.
-    #[arg(long, default_value_t = 1)]
+    /// How many guests the machine has, up to 511: domains 1 to N, named guest1 to guestN.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = guests())]
     guests: u16,
+}
+
+fn guests() -> impl clap::builder::TypedValueParser<Value = u16> {
+    clap::value_parser!(u16).range(..=MAX_GUESTS as i64)
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {

@@ -1,5 +1,7 @@
 //! Logs on standard error, for people or for programs.
 
+use std::fmt;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::output;
@@ -12,6 +14,15 @@ pub(crate) enum Format {
     Human,
     /// One JSON object a line.
     Json,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Human => "human",
+            Self::Json => "json",
+        })
+    }
 }
 
 /// Starts logging; `RUST_LOG` says how much.

@@ -102,7 +102,10 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Demo(options) => demo::run(&options),
+        Command::Demo(_) | Command::Hosted(_) if cli.platform.is_some() => {
+            Err(Usage("this command makes a machine of its own: it takes no --platform").into())
+        }
+        Command::Demo(options) => demo::run(&options, cli.log),
         Command::Hosted(options) => hosted::run(&options),
         Command::Backend => Ok(backend::run(&platform::or_default(cli.platform)?)?),
         Command::Frontend(command) => frontend::run(&platform::or_default(cli.platform)?, &command),

@@ -73,3 +73,63 @@ fn the_platform_that_was_named_and_is_not_there_is_status_1() {
     assert!(words.contains("no/such/machine"), "{words}");
     assert!(words.contains("is its broker running"), "{words}");
 }
+
+#[test]
+fn a_command_that_makes_its_own_machine_takes_no_platform() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = dir.path().join("machine");
+    let machine = machine.to_str().unwrap();
+    for args in [
+        &["--platform", "xen", "demo"][..],
+        &["demo", "--platform", "hosted:somewhere"],
+        &["--platform", "hosted:somewhere", "hosted", machine],
+    ] {
+        let (code, words) = outcome(args);
+        assert_eq!(code, Some(2), "{args:?}: {words}");
+        assert!(words.contains("takes no --platform"), "{words}");
+    }
+}
+
+#[test]
+fn a_machine_has_up_to_511_guests_and_says_so() {
+    let help = vmsg(&["hosted", "--help"]).stdout;
+    let most = hosted::MAX_GUESTS.to_string();
+    assert!(String::from_utf8(help).unwrap().contains(&most));
+    let dir = tempfile::tempdir().unwrap();
+    let machine = dir.path().join("machine");
+    let (code, words) = outcome(&["hosted", machine.to_str().unwrap(), "--guests=512"]);
+    assert_eq!(code, Some(2), "{words}");
+    assert!(words.contains("511"), "{words}");
+    assert!(!machine.exists(), "early");
+}
+
+#[test]
+fn what_programs_read_of_a_demo_is_json_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk.img");
+    std::fs::write(&disk, [7; 64 << 10]).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_vmsg"))
+        .args(["--log=json", "demo", "--json", "--disk"])
+        .arg(&disk)
+        .env("RUST_LOG", "info")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["verified"], true);
+    // No progress bar either: this is no terminal.
+    let logs = String::from_utf8(output.stderr).unwrap();
+    let messages: Vec<String> = logs
+        .lines()
+        .map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).expect(line);
+            line["fields"]["message"].to_string()
+        })
+        .collect();
+    assert!(
+        messages
+            .iter()
+            .any(|message| message.contains("backend is ready")),
+        "{messages:?}"
+    );
+}

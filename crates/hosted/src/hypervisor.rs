@@ -22,6 +22,8 @@ use events::Events;
 
 /// Domains at a time. Each has sockets and a grant table here.
 const MAX_DOMAINS: usize = 512;
+/// Guests at a time: all domains but dom0.
+pub const MAX_GUESTS: usize = MAX_DOMAINS - 1;
 /// Domains that are gone, whose counters can still be read.
 const MAX_REMEMBERED: usize = 128;
 

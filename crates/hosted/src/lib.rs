@@ -27,3 +27,4 @@ mod store;
 
 pub use broker::{Broker, Running, Stopper};
 pub use dir::BrokerError;
+pub use hypervisor::MAX_GUESTS;

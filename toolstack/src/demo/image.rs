@@ -2,7 +2,8 @@
 //! file system in it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::ops::Range;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
@@ -10,6 +11,8 @@ use super::interrupt;
 use crate::progress;
 use anyhow::{Context as _, bail};
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
+use rustix::fs::{SeekFrom as Seek, ioctl_ficlone, seek};
+use rustix::io::Errno;
 
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
@@ -51,22 +54,48 @@ fn copy_named(disk: &Path, served: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Copies a file, until Ctrl-C.
+/// Copies a file and its holes, until Ctrl-C; its length.
 pub(super) fn copy(from: &Path, to: &Path) -> anyhow::Result<u64> {
     let mut source = File::open(from)?;
     let mut target = File::create_new(to)?;
-    let bar = progress::bar("preparing", source.metadata()?.len());
-    let mut bytes = 0;
-    loop {
-        interrupt::check()?;
-        let copied = io::copy(&mut (&mut source).take(COPY_STEP), &mut target)?;
-        if copied == 0 {
-            bar.finish_and_clear();
-            return Ok(bytes);
-        }
-        bytes += copied;
-        bar.set_position(bytes);
+    // The end tells the size of a block device too, which its metadata does not.
+    let bytes = source.seek(SeekFrom::End(0))?;
+    // Where the file system shares blocks, nothing is copied.
+    if ioctl_ficlone(&target, &source).is_ok() {
+        return Ok(bytes);
     }
+    target.set_len(bytes)?;
+    let bar = progress::bar("preparing", bytes);
+    let mut at = 0;
+    while let Some(data) = next_data(&source, at, bytes)? {
+        interrupt::check()?;
+        source.seek(SeekFrom::Start(data.start))?;
+        target.seek(SeekFrom::Start(data.start))?;
+        let wanted = (data.end - data.start).min(COPY_STEP);
+        let copied = io::copy(&mut (&mut source).take(wanted), &mut target)?;
+        if copied == 0 {
+            bail!("it is shorter than it said");
+        }
+        at = data.start + copied;
+        bar.set_position(at);
+    }
+    bar.finish_and_clear();
+    Ok(bytes)
+}
+
+/// The next stretch of a file of `bytes` bytes that is no hole. Where holes cannot be told, as on a
+/// block device, there are none.
+fn next_data(file: &File, at: u64, bytes: u64) -> io::Result<Option<Range<u64>>> {
+    if at >= bytes {
+        return Ok(None);
+    }
+    let start = match seek(file, Seek::Data(at)) {
+        Err(Errno::NXIO) => return Ok(None),
+        Err(Errno::INVAL) => return Ok(Some(at..bytes)),
+        other => other?,
+    };
+    let end = seek(file, Seek::Hole(start))?;
+    Ok(Some(start..end.min(bytes)))
 }
 
 fn make(path: &Path) -> anyhow::Result<()> {
@@ -106,5 +135,30 @@ impl Noise {
             self.0 ^= self.0 << 17;
             chunk.copy_from_slice(&self.0.to_le_bytes()[..chunk.len()]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_has_the_bytes_and_the_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
+        let bytes = 64 << 20;
+        let source = File::create_new(&from).unwrap();
+        source.set_len(bytes).unwrap();
+        for at in [0, 9 << 20, bytes - 5] {
+            source.write_all_at(b"bytes", at).unwrap();
+        }
+        assert_eq!(copy(&from, &to).unwrap(), bytes);
+        let copied = fs::read(&to).unwrap();
+        assert!(copied == fs::read(&from).unwrap());
+        // In blocks of 512 bytes, whatever those of the file system are.
+        let allocated = fs::metadata(&to).unwrap().blocks() * 512;
+        assert!(allocated < bytes / 8, "{allocated} bytes are filled out");
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use super::interrupt;
+use crate::logging;
 use anyhow::{Context as _, bail};
 use rustix::process::{
     Pid, PidfdFlags, Signal, kill_process, pidfd_open, set_parent_process_death_signal,
@@ -36,14 +37,20 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts this executable again with other arguments.
-    fn start<I, S>(what: &'static str, args: I, stdin: Stdio) -> anyhow::Result<Self>
+    /// Starts this executable again with other arguments; its logs look like this process's.
+    fn start<I, S>(
+        what: &'static str,
+        log: logging::Format,
+        args: I,
+        stdin: Stdio,
+    ) -> anyhow::Result<Self>
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
         let executable = std::env::current_exe().context("own executable")?;
         let child = Command::new(executable)
+            .arg(format!("--log={log}"))
             .args(args)
             .stdin(stdin)
             .stdout(Stdio::piped())
@@ -109,17 +116,18 @@ pub(super) struct Machine {
     process: Process,
     hypervisor: Hypervisor,
     dom0: String,
+    log: logging::Format,
 }
 
 impl Machine {
-    /// Starts it in `dir`.
-    pub(super) fn start(dir: &Path) -> anyhow::Result<Self> {
+    /// Starts it in `dir`; `log`: of all its processes.
+    pub(super) fn start(dir: &Path, log: logging::Format) -> anyhow::Result<Self> {
         let args = [
             OsStr::new("hosted"),
             dir.as_os_str(),
             OsStr::new("--guests=0"),
         ];
-        let mut process = Process::start("hosted machine", args, Stdio::null())?;
+        let mut process = Process::start("hosted machine", log, args, Stdio::null())?;
         let mut line = String::new();
         if let Some(mut stdout) = process.stdout() {
             stdout.read_line(&mut line)?;
@@ -132,6 +140,7 @@ impl Machine {
             process,
             hypervisor: Hypervisor::connect(dir)?,
             dom0: format!("hosted:{}", dir.display()),
+            log,
         })
     }
 
@@ -149,6 +158,7 @@ impl Machine {
     pub(super) fn start_backend(&self) -> anyhow::Result<Process> {
         Process::start(
             "backend",
+            self.log,
             ["--platform", &self.dom0, "backend"],
             Stdio::null(),
         )
@@ -159,7 +169,7 @@ impl Machine {
         let platform = format!("{},{domid}", self.dom0);
         let args = ["--platform", &platform, "frontend", "demo", "--source"];
         let args = args.iter().map(OsStr::new).chain([source.as_os_str()]);
-        let guest = Process::start("guest", args, Stdio::piped())?;
+        let guest = Process::start("guest", self.log, args, Stdio::piped())?;
         let pidfd = pidfd_open(guest.pid()?, PidfdFlags::empty())?;
         self.hypervisor.bind_domain_to_process(domid, pidfd)?;
         Ok(guest)

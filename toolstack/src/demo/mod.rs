@@ -17,7 +17,7 @@ use xen_types::DomId;
 
 use crate::attach::{self, Answer};
 use crate::bus::Bus;
-use crate::{output, platform, progress};
+use crate::{logging, output, platform, progress};
 use guest::{Inverted, Line};
 use machine::{Machine, Process};
 use report::{PerRead, Report};
@@ -45,10 +45,10 @@ pub(crate) struct Options {
 /// The guest's name.
 const GUEST: &str = "guest1";
 
-pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options, log: logging::Format) -> anyhow::Result<()> {
     interrupt::start()?;
     let dir = tempfile::Builder::new().prefix("vmsg-demo-").tempdir()?;
-    let result = show(dir.path(), options);
+    let result = show(dir.path(), options, log);
     dir.close()?;
     // What an interruption broke is not worth a message of its own.
     interrupt::check()?;
@@ -60,13 +60,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
 }
 
-fn show(dir: &Path, options: &Options) -> anyhow::Result<Report> {
+fn show(dir: &Path, options: &Options, log: logging::Format) -> anyhow::Result<Report> {
     let served = dir.join("disk.img");
     let source = dir.join("source.img");
     image::prepare(options.disk.as_deref(), &served)?;
     image::copy(&served, &source)?;
 
-    let machine = Machine::start(&dir.join("machine"))?;
+    let machine = Machine::start(&dir.join("machine"), log)?;
     let domid = machine.create_domain(GUEST)?;
     let mut backend = machine.start_backend()?;
     attach_disk(&machine, domid, &served)?;
