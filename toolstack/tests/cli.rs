@@ -133,3 +133,18 @@ fn what_programs_read_of_a_demo_is_json_and_nothing_else() {
         "{messages:?}"
     );
 }
+
+#[test]
+fn the_unit_starts_what_there_is() {
+    let unit = include_str!("../systemd/vmsg-backend.service");
+    let command = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart="))
+        .unwrap();
+    let mut args: Vec<&str> = command.split_whitespace().skip(1).collect();
+    args.push("--help");
+    let output = vmsg(&args);
+    assert!(output.status.success(), "{output:?}");
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert!(help.starts_with("Serve devices to guests"), "{help}");
+}
