@@ -239,7 +239,7 @@ fn copy_out(
         out.write_all(data)
     })?;
     out.finish()?;
-    bar.finish();
+    bar.finish_and_clear();
     Ok(figures)
 }
 
@@ -287,7 +287,7 @@ fn copy_in(
     let (source, bytes) = open_source(disk, file)?;
     let bar = progress::bar("writing", bytes);
     let figures = transfer::write_all(frontend, disk, bytes, source, |at| bar.set_position(at))?;
-    bar.finish();
+    bar.finish_and_clear();
     Ok(figures)
 }
 
@@ -299,7 +299,7 @@ fn verify(
     let (source, bytes) = open_source(disk, file)?;
     let bar = progress::bar("verifying", bytes);
     let figures = transfer::compare(frontend, disk, bytes, source, |at| bar.set_position(at))?;
-    bar.finish();
+    bar.finish_and_clear();
     Ok(figures)
 }
 

@@ -7,3 +7,4 @@ mod doctor;
 mod list;
 mod rig;
 mod stat;
+mod terminal;
