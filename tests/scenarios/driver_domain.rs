@@ -334,6 +334,24 @@ fn a_driver_domain_uses_as_much_of_its_quota_as_doctor_says() {
     assert!(doctor.stdout.contains("serves 2 buses"), "{doctor:?}");
 }
 
+/// Dom0 runs into no quota; the backend would, when it answers.
+#[test]
+fn attach_says_when_a_driver_domain_runs_out_of_nodes() {
+    let mut scene = Scene::new();
+    let ready = scene.attach("a", &["both", "--backend=storage"]);
+    assert!(!ready.succeeded().stderr.contains("quota"), "{ready:?}");
+    // 17 for the bus, 5 for a device: two hundred devices are too much.
+    for number in 1..200 {
+        let device = format!("{}/device/{number}", scene.back(scene.both, 0));
+        scene.toolstack.write(&device, "");
+    }
+    let ready = scene.attach("b", &["other", "--backend=storage"]);
+    let words = "needs up to 1039 nodes in XenStore for what it serves, and has 1000";
+    assert!(ready.stderr.contains(words), "{ready:?}");
+    let words = "xenstore-control quota set nodes 2048";
+    assert!(ready.stderr.contains(words), "{ready:?}");
+}
+
 #[test]
 fn each_side_sees_the_buses_that_are_its_business() {
     let scene = Scene::with_disks();

@@ -220,6 +220,37 @@ fn a_directory_that_never_ends_is_given_up() {
     daemon.join().unwrap();
 }
 
+/// As a list of children is that grows while it is read.
+#[test]
+fn a_directory_that_changes_between_its_parts_is_read_anew() {
+    let part = |req_id, payload: &[u8]| encoded(MessageType::DIRECTORY_PART, req_id, payload);
+    let answers = [
+        encoded(MessageType::ERROR, FIRST, b"E2BIG\0"),
+        part(FIRST + 1, b"7\0one\0"),
+        part(FIRST + 2, b"8\0three\0\0"),
+        part(FIRST + 3, b"8\0one\0two\0"),
+        part(FIRST + 4, b"8\0three\0\0"),
+    ];
+    let (mut client, mut daemon) = ahead(&[]);
+    let daemon = std::thread::spawn(move || {
+        let mut asked = Vec::new();
+        let mut decoder = Decoder::default();
+        let mut bytes = [0; 4096];
+        for answer in answers {
+            let read = daemon.read(&mut bytes).unwrap();
+            let mut input = &bytes[..read];
+            let request = decoder.decode(&mut input).unwrap().unwrap();
+            asked.push(String::from_utf8(request.payload).unwrap());
+            daemon.write_all(&answer).unwrap();
+        }
+        asked
+    });
+    assert_eq!(client.directory("/a").unwrap(), ["one", "two", "three"]);
+    let asked = daemon.join().unwrap();
+    let offsets = ["/a\0", "/a\x000\0", "/a\x004\0", "/a\x000\0", "/a\x008\0"];
+    assert_eq!(asked, offsets);
+}
+
 #[test]
 fn a_socket_where_nobody_listens_is_named() {
     let dir = tempfile::tempdir().unwrap();
