@@ -1,25 +1,27 @@
 # Fetches Xen, its tools and a kernel: Debian packages, by name, unpacked into the cache and never installed.
 # Sourced by run. Sets XEN_VERSION (4.17) and KERNEL (6.1.0-56-amd64), as Debian's package lists have them.
-# Leaves $LAB/root (Xen, tools, libraries), $LAB/xen, $LAB/kernel-$KERNEL/{vmlinux,modules/*.ko}.
+# Leaves $LAB/root (Xen, tools, libraries, the Xen image itself) and $LAB/kernel-$KERNEL/{vmlinux,modules}.
 
 # Everything that the laboratory uses of the host beyond a minimal Debian.
 need_host_tools() {
     local missing='' pair
-    for pair in qemu-system-x86_64:qemu-system-x86 cpio:cpio python3:python3; do
+    for pair in apt-get apt-cache dpkg; do
+        command -v $pair >/dev/null ||
+            lab_failed "no $pair: the laboratory takes Xen and its kernel from Debian packages, so it needs Debian or a relative (a container will do)"
+    done
+    for pair in qemu-system-x86_64:qemu-system-x86 cpio:cpio python3:python3 zstd:zstd mke2fs:e2fsprogs; do
         command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
     done
     [ -z "$missing" ] || lab_failed "missing on this machine:$missing. Do: apt-get install$missing"
-    for pair in apt-get apt-cache dpkg; do
-        command -v $pair >/dev/null ||
-            lab_failed "no $pair: the laboratory takes Xen and its kernel from Debian packages, so it needs Debian or a relative"
-    done
 }
 
+# fetch_packages SERIES: of the kernel, 6.1 or 6.12.
 fetch_packages() {
+    local series=$1
     XEN_VERSION=$(direct_dependencies xen-system-amd64 | sed -n 's/^xen-hypervisor-\([0-9.]*\)-amd64$/\1/p' | head -1)
-    KERNEL=$(direct_dependencies linux-image-amd64 | sed -n 's/^linux-image-//p' | head -1)
-    [ -n "$XEN_VERSION" ] && [ -n "$KERNEL" ] ||
-        lab_failed "apt knows no xen-system-amd64 or no linux-image-amd64. Do: apt-get update (the release must be Debian's, amd64)"
+    KERNEL=$(direct_dependencies linux-image-amd64 "linux-image-$series-amd64" | sed -n "s/^linux-image-\(${series/./\\.}\.[0-9].*\)/\1/p" | head -1)
+    [ -n "$XEN_VERSION" ] && [ -n "$KERNEL" ] || lab_failed \
+        "apt knows no xen-system-amd64, or no Linux $series. Do: apt-get update (the release must be Debian 12, amd64, with its security updates)"
 
     unpack root "xen-hypervisor-$XEN_VERSION-amd64" "xen-utils-$XEN_VERSION" xenstore-utils busybox-static
     unpack "kernel-$KERNEL" "linux-image-$KERNEL"
@@ -27,11 +29,12 @@ fetch_packages() {
 
 # unpack FOLDER PACKAGE...: the packages, and the libraries that they need, in $LAB/FOLDER.
 unpack() {
-    local folder=$LAB/$1 packages
+    local folder=$LAB/$1 packages stamp
     shift
-    # The list of packages is the stamp: another release of Xen is unpacked anew.
     packages=$(library_closure "$@" | tr '\n' ' ')
-    [ "$(cat "$folder/.packages" 2>/dev/null)" = "$packages" ] && return
+    # Another release of Xen, or another use of the kernel, is unpacked anew.
+    stamp="$packages$(sha256sum <"$here/kernel.py")"
+    [ "$(cat "$folder/.packages" 2>/dev/null)" = "$stamp" ] && return
     say "fetching $(echo "$packages" | wc -w) packages: $packages"
     rm -rf "$folder" "$folder.new"
     mkdir -p "$folder.new/debs"
@@ -44,7 +47,7 @@ unpack() {
     done
     rm -rf "$folder.new/debs"
     if [ -d "$folder.new/boot" ]; then prepare_boot_files "$folder.new"; fi
-    echo -n "$packages" >"$folder.new/.packages"
+    echo -n "$stamp" >"$folder.new/.packages"
     mv "$folder.new" "$folder"
 }
 
@@ -53,7 +56,7 @@ prepare_boot_files() {
     if [ -e "$1/boot/xen-$XEN_VERSION-amd64.gz" ]; then
         zcat "$1/boot/xen-$XEN_VERSION-amd64.gz" >"$1/xen" || lab_failed "cannot unpack the Xen of $1"
     else
-        python3 "$here/vmlinux.py" "$1" || lab_failed "cannot unpack the kernel of $1"
+        python3 "$here/kernel.py" "$1" || lab_failed "cannot unpack the kernel of $1"
     fi
 }
 

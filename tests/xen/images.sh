@@ -1,5 +1,5 @@
 # Builds the two base images (initramfs archives) from the unpacked packages: one for dom0, one for the guest.
-# Sourced by run. They hold packages' files alone; init, scenario and program come with each boot (boot.sh).
+# Sourced by run. They hold files of packages alone; inits, scenarios and programs come with each boot (boot.sh).
 # Leaves $LAB/images-$KERNEL/{dom0,domu}.cpio.
 
 build_base_images() {
@@ -16,6 +16,7 @@ build_base_images() {
         common_files "$IMAGES/dom0"
         dom0_files "$IMAGES/dom0"
         common_files "$IMAGES/domu"
+        domu_files "$IMAGES/domu"
         for domain in dom0 domu; do
             archive "$IMAGES/$domain" >"$IMAGES/$domain.cpio"
             rm -rf "${IMAGES:?}/$domain"
@@ -24,15 +25,15 @@ build_base_images() {
     echo "$stamp" >"$IMAGES/.stamp"
 }
 
-# busybox, the Xen modules and empty mount points.
+# busybox, modules and empty mount points.
 common_files() {
     local top=$1 applet
-    mkdir -p "$top"/{bin,dev,etc,lab,lib,lib64,modules,proc,run,srv,sys,tmp,usr/bin,usr/lib,var/lock}
+    mkdir -p "$top"/{bin,dev,etc,lab,lib/modules,lib64,proc,run,srv,sys,tmp,usr/bin,usr/lib,var/lock}
     cp "$LAB/root/bin/busybox" "$top/bin/"
     for applet in $("$LAB/root/bin/busybox" --list); do
         [ -e "$top/bin/$applet" ] || ln -s busybox "$top/bin/$applet"
     done
-    cp "$LAB/kernel-$KERNEL"/modules/*.ko "$top/modules/"
+    cp -R "$LAB/kernel-$KERNEL/modules" "$top/lib/modules/$KERNEL"
 }
 
 # What dom0 has besides: the toolstack with its libraries, and the kernel of the guest.
@@ -40,14 +41,11 @@ dom0_files() {
     local top=$1 tools=usr/lib/xen-$XEN_VERSION/bin tool library
     mkdir -p "$top/$tools" "$top"/{etc/xen,guest,lib/x86_64-linux-gnu,var/lib/xen,var/lib/xenstored,var/log/xen/console}
     ln -s /run "$top/var/run"
-    for tool in xl xenstored xen-init-dom0 xenconsoled libxl-save-helper lsevtchn; do
+    for tool in xl xenstored xen-init-dom0 xenconsoled xenconsole xenstore-control libxl-save-helper lsevtchn; do
         cp "$LAB/root/$tools/$tool" "$top/$tools/"
         ln -s "/$tools/$tool" "$top/usr/bin/$tool"
     done
-    cp "$LAB/root/usr/bin/xenstore" "$top/usr/bin/"
-    for tool in exists list ls read rm watch write; do
-        ln -s xenstore "$top/usr/bin/xenstore-$tool"
-    done
+    xenstore_clients "$top"
     echo 'autoballoon="off"' >"$top/etc/xen/xl.conf"
     # All libraries of the packages, under the names that the loader asks for. Not those that ldd names:
     # libgcc_s is opened at run time, by pthread_cancel.
@@ -56,6 +54,25 @@ dom0_files() {
     done
     cp -L "$LAB/root/lib64/ld-linux-x86-64.so.2" "$top/lib64/"
     cp "$LAB/kernel-$KERNEL/vmlinux" "$top/guest/"
+}
+
+# What a guest has besides: the XenStore clients.
+domu_files() {
+    local top=$1 name
+    mkdir -p "$top/lib/x86_64-linux-gnu"
+    xenstore_clients "$top"
+    for name in libxenstore.so.4 libxentoolcore.so.1 libc.so.6; do
+        find "$LAB/root" -name $name -exec cp -L {} "$top/lib/x86_64-linux-gnu/" \;
+    done
+    cp -L "$LAB/root/lib64/ld-linux-x86-64.so.2" "$top/lib64/"
+}
+
+xenstore_clients() {
+    local top=$1 tool
+    cp "$LAB/root/usr/bin/xenstore" "$top/usr/bin/"
+    for tool in chmod exists list ls read rm watch write; do
+        ln -s xenstore "$top/usr/bin/xenstore-$tool"
+    done
 }
 
 # archive FOLDER: as an initramfs, on standard output. Linux unpacks several of them, one after the other, if they are concatenated.

@@ -1,4 +1,4 @@
-# The guest's half: list the devices, read the whole disk, write a quarter of it, read that back.
+# Lists the devices, reads the whole disk, writes a quarter of it, reads that back.
 
 vmsg frontend list
 
