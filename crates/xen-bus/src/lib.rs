@@ -9,6 +9,7 @@
 //! | [`handshake`] | 3: connection states |
 //! | [`layout`], [`ring`] | 4: the message ring |
 //! | [`areas`], [`directory`] | 5 and 6: shared areas and what a bus address means |
+//! | [`grants`] | 5: ranges at grant addresses |
 //! | [`messages`] | 6: private bus messages |
 //!
 //! Nothing here maps memory, waits, reads a clock or talks to XenStore; the backend and the
@@ -25,6 +26,7 @@
 pub mod areas;
 pub mod config;
 pub mod directory;
+pub mod grants;
 pub mod handshake;
 pub mod keys;
 pub mod layout;

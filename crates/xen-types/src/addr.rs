@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::GrantRef;
+use crate::{GrantRef, PAGE_SIZE};
 
 /// Bit that tells a grant address from an area address.
 const GRANT_FORM: u64 = 1 << 63;
@@ -80,6 +80,18 @@ impl BusAddr {
         }
     }
 
+    /// The address of byte `offset` of a granted page; `None` if the page has no such byte.
+    #[must_use]
+    pub const fn in_grant(gref: GrantRef, offset: u16) -> Option<Self> {
+        if offset as usize >= PAGE_SIZE {
+            None
+        } else {
+            Some(Self(
+                GRANT_FORM | ((gref.0 as u64) << GRANT_SHIFT) | offset as u64,
+            ))
+        }
+    }
+
     /// Takes the address apart; `None` if it is of neither form.
     #[must_use]
     pub fn form(self) -> Option<Form> {
@@ -132,13 +144,17 @@ mod tests {
     }
 
     #[test]
-    fn grant_addresses_name_page_and_offset() {
+    fn grant_addresses_go_there_and_back() {
+        for gref in [0, 1, 0x1234_5678, u32::MAX].map(GrantRef) {
+            for offset in [0, 1, 0xfff] {
+                let address = BusAddr::in_grant(gref, offset).unwrap();
+                assert_eq!(address.form(), Some(Form::Grant { gref, offset }));
+            }
+            assert_eq!(BusAddr::in_grant(gref, 0x1000), None);
+        }
         assert_eq!(
-            BusAddr(GRANT_FORM | 0xffff_ffff << 12 | 0xfff).form(),
-            Some(Form::Grant {
-                gref: GrantRef(u32::MAX),
-                offset: 0xfff
-            })
+            BusAddr::in_grant(GrantRef(8), 16).unwrap().0,
+            0x8000_0000_0000_8010
         );
     }
 }
