@@ -65,8 +65,10 @@ impl<'a> GuestRange<'a> {
         }
     }
 
+    /// Where it begins, for who hands the memory to the kernel.
     #[inline]
-    pub(crate) fn base(&self) -> NonNull<u8> {
+    #[must_use]
+    pub fn base(&self) -> NonNull<u8> {
         self.base
     }
 

@@ -207,6 +207,11 @@ impl GrantTable {
         Ok((&grant.memory, u64::from(page) * PAGE_SIZE as u64))
     }
 
+    /// Whether the table has an entry of this number, granted to whomever or to nobody.
+    pub(crate) fn has(gref: GrantRef) -> bool {
+        gref.0 < REFS
+    }
+
     /// Pages granted, and those that are kept back.
     pub(crate) fn pages(&self) -> usize {
         self.entries.len()

@@ -200,7 +200,11 @@ impl Hypervisor {
                 self.unmap(domid, id, mapping)?;
                 Reply::Done.into()
             }
-            Request::Copy { peer, copies } => self.copy(domid, peer, &copies)?,
+            Request::Copy {
+                peer,
+                goes_on,
+                copies,
+            } => self.copy(domid, peer, goes_on, &copies)?,
             Request::OpenEvents => self.open_events(id)?,
             Request::BindInterdomain { peer, remote } => {
                 Reply::Port(self.bind_interdomain(domid, id, (peer, remote))?).into()

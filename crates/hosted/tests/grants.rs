@@ -3,8 +3,8 @@
 mod common;
 
 use common::{Host, map};
-use guest_memory::{Access, Area};
-use xen_hal::{GrantCopy, GrantError, MapError, RevokeError};
+use guest_memory::{Access, Area, GuestRange};
+use xen_hal::{CopyRefusal, GrantCopy, GrantError, MAX_COPIES_PER_CALL, MapError, RevokeError};
 use xen_types::{DomId, GrantRef, PAGE_SIZE};
 
 fn byte(area: &Area, page: usize) -> u8 {
@@ -249,41 +249,90 @@ fn an_unfinished_mapping_is_undone() {
     assert_eq!(host.holdings(DomId::DOM0).1, 0);
 }
 
+/// Private memory that holds `bytes`.
+fn own(bytes: &[u8]) -> Area {
+    let area = Area::anonymous(bytes.len()).unwrap();
+    let range = area.range(0, bytes.len() as u64, Access::Write).unwrap();
+    range.write(0, bytes).unwrap();
+    area
+}
+
+fn all(area: &Area) -> GuestRange<'_> {
+    area.range(0, area.len() as u64, Access::Write).unwrap()
+}
+
 #[test]
 fn copies_are_checked_one_by_one() {
     let host = Host::start();
-    let guest = host.guest("g");
+    let (guest, other) = (host.guest("g"), host.guest("other"));
     let (dom0, domu) = (host.platform(DomId::DOM0), host.platform(guest));
     let pages = domu.grant_pages(DomId::DOM0, 1, Access::Write).unwrap();
     let read_only = domu.grant_pages(DomId::DOM0, 1, Access::Read).unwrap();
+    let foreign = domu.grant_pages(other, 1, Access::Write).unwrap();
+    let revoked = domu.grant_pages(DomId::DOM0, 1, Access::Write).unwrap();
     set_byte(&read_only.area, 0, 3);
     let (gref, ro) = (pages.refs[0], read_only.refs[0]);
-    let (mut read, mut beyond) = ([0; 2], [0; 2]);
+    let (elsewhere, gone) = (foreign.refs[0], revoked.refs[0]);
+    revoked.revoke().unwrap();
+    let (xy, x, read) = (own(b"xy"), own(b"x"), own(&[0; 2]));
+    let unwritable = xy.range(0, 2, Access::Read).unwrap();
     let mut batch = [
-        GrantCopy::to_grant(gref, 4094, b"xy"),
-        GrantCopy::from_grant(ro, 0, &mut read),
-        GrantCopy::to_grant(ro, 0, b"x"),
-        GrantCopy::from_grant(gref, 4095, &mut beyond),
-        GrantCopy::to_grant(GrantRef(1), 0, b"x"),
+        GrantCopy::to_grant(gref, 4094, all(&xy)),
+        GrantCopy::from_grant(ro, 0, all(&read)),
+        GrantCopy::to_grant(ro, 0, all(&x)),
+        GrantCopy::from_grant(gref, 4095, all(&xy)),
+        GrantCopy::from_grant(gref, 0, unwritable),
+        GrantCopy::to_grant(elsewhere, 0, all(&x)),
+        GrantCopy::from_grant(gone, 0, all(&xy)),
+        GrantCopy::to_grant(GrantRef(32_768), 0, all(&x)),
+        GrantCopy::to_grant(GrantRef(u32::MAX), 0, all(&x)),
     ];
     dom0.grant_copy(guest, &mut batch).unwrap();
-    assert_eq!(
-        batch.each_ref().map(|copy| copy.done),
-        [true, true, false, false, false]
-    );
-    assert_eq!(read, [3, 0]);
+    let refused = Err(CopyRefusal::NotGranted);
+    let expected = [
+        Ok(()),
+        Ok(()),
+        refused,
+        Err(CopyRefusal::Range),
+        Err(CopyRefusal::Range),
+        refused,
+        refused,
+        Err(CopyRefusal::NoReference),
+        Err(CopyRefusal::NoReference),
+    ];
+    assert_eq!(batch.each_ref().map(|copy| copy.result), expected);
+    assert_eq!(all(&read).read_array(0), Ok([3, 0]));
+    assert_eq!(all(&xy).read_array(0), Ok(*b"xy"));
     let range = pages.area.range(4094, 2, Access::Read).unwrap();
     assert_eq!(range.read_array::<2>(0).unwrap(), *b"xy");
+    assert_eq!(byte(&read_only.area, 0), 3);
     let counters = host.report(DomId::DOM0).unwrap().counters;
-    // The one beyond its page is not sent.
+    // The two that do not lie inside a page are not sent.
     assert_eq!(
         (counters.grant_copy_calls, counters.grant_copy_segments),
-        (1, 4)
+        (1, 7)
     );
 }
 
 #[test]
-fn a_batch_of_copies_may_be_larger_than_a_packet() {
+fn nothing_is_copied_from_a_dead_domain() {
+    let host = Host::start();
+    let guest = host.guest("g");
+    let dom0 = host.platform(DomId::DOM0);
+    let own = own(&[7; 8]);
+    for peer in [guest, DomId(77)] {
+        let mut batch = [GrantCopy::from_grant(GrantRef(8), 0, all(&own))];
+        if peer == guest {
+            host.hypervisor.destroy_domain(guest).unwrap();
+        }
+        dom0.grant_copy(peer, &mut batch).unwrap();
+        assert_eq!(batch[0].result, Err(CopyRefusal::Other(-2)));
+    }
+    assert_eq!(all(&own).read_array(0), Ok([7; 8]));
+}
+
+#[test]
+fn a_batch_is_one_call_even_if_it_is_larger_than_a_packet() {
     let host = Host::start();
     let guest = host.guest("g");
     let (dom0, domu) = (host.platform(DomId::DOM0), host.platform(guest));
@@ -291,15 +340,42 @@ fn a_batch_of_copies_may_be_larger_than_a_packet() {
     for page in 0..64 {
         set_byte(&pages.area, page, u8::try_from(page).unwrap());
     }
-    let mut buffers = vec![[0xff; PAGE_SIZE]; 64];
-    let mut batch: Vec<_> = pages
-        .refs
-        .iter()
-        .zip(&mut buffers)
-        .map(|(gref, buffer)| GrantCopy::from_grant(*gref, 0, buffer))
+    let own = Area::anonymous(64 * PAGE_SIZE).unwrap();
+    let mut batch: Vec<_> = (0..)
+        .zip(&pages.refs)
+        .map(|(page, gref)| {
+            let at = page * PAGE_SIZE as u64;
+            let into = own.range(at, PAGE_SIZE as u64, Access::Write).unwrap();
+            GrantCopy::from_grant(*gref, 0, into)
+        })
         .collect();
     dom0.grant_copy(guest, &mut batch).unwrap();
-    assert!(batch.iter().all(|copy| copy.done));
-    let firsts: Vec<u8> = buffers.iter().map(|buffer| buffer[0]).collect();
+    assert!(batch.iter().all(|copy| copy.result.is_ok()));
+    let firsts: Vec<u8> = (0..64).map(|page| byte(&own, page)).collect();
     assert_eq!(firsts, (0..64).collect::<Vec<u8>>());
+    let counters = host.report(DomId::DOM0).unwrap().counters;
+    assert_eq!(
+        (counters.grant_copy_calls, counters.grant_copy_segments),
+        (1, 64)
+    );
+}
+
+#[test]
+fn a_batch_that_is_longer_than_a_call_takes_more() {
+    let host = Host::start();
+    let guest = host.guest("g");
+    let (dom0, domu) = (host.platform(DomId::DOM0), host.platform(guest));
+    let pages = domu.grant_pages(DomId::DOM0, 1, Access::Read).unwrap();
+    let own = own(&[1]);
+    let copy = || GrantCopy::from_grant(pages.refs[0], 0, all(&own));
+    let mut batch: Vec<_> = std::iter::repeat_with(copy)
+        .take(MAX_COPIES_PER_CALL + 1)
+        .collect();
+    dom0.grant_copy(guest, &mut batch).unwrap();
+    assert!(batch.iter().all(|copy| copy.result.is_ok()));
+    let counters = host.report(DomId::DOM0).unwrap().counters;
+    assert_eq!(
+        (counters.grant_copy_calls, counters.grant_copy_segments),
+        (2, MAX_COPIES_PER_CALL as u64 + 1)
+    );
 }

@@ -32,7 +32,7 @@ mod reservation;
 mod spec;
 mod xen;
 
-pub use copy::{CopyBuffer, GrantCopy};
+pub use copy::{CopyDirection, CopyRefusal, GrantCopy, MAX_COPIES_PER_CALL};
 pub use error::{EvtchnError, GrantError, MapError, OpenError, RevokeError};
 pub use event_channels::EventChannels;
 pub use granted::GrantedPages;

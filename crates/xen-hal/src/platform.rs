@@ -9,8 +9,8 @@ use xen_types::DomId;
 
 use crate::mapping::Mapper;
 use crate::{
-    EventChannels, EvtchnError, GrantCopy, GrantError, GrantedPages, MapError, MappingBuilder,
-    OpenError, PlatformSpec, hosted, xen,
+    EventChannels, EvtchnError, GrantCopy, GrantError, GrantedPages, MAX_COPIES_PER_CALL, MapError,
+    MappingBuilder, OpenError, PlatformSpec, hosted, xen,
 };
 
 /// The C xenstored's socket in dom0.
@@ -89,18 +89,22 @@ impl Platform {
         }
     }
 
-    /// Copies a batch to and from pages granted by `peer`. An error is the host's alone: what
-    /// became of each copy stands in its `done`.
+    /// Copies a batch to and from pages granted by `peer`, with one call for every
+    /// [`MAX_COPIES_PER_CALL`]. An error is the host's alone: what became of each copy stands in
+    /// its `result`.
     pub fn grant_copy(&self, peer: DomId, batch: &mut [GrantCopy<'_>]) -> Result<(), MapError> {
-        match self {
-            Self::Xen(xen) => xen.gntdev()?.copy(peer, batch),
-            Self::Hosted(domain) => domain.memory().copy(peer, batch),
+        for call in batch.chunks_mut(MAX_COPIES_PER_CALL) {
+            match self {
+                Self::Xen(xen) => xen.gntdev()?.copy(peer, call),
+                Self::Hosted(domain) => domain.memory().copy(peer, call),
+            }
+            .map_err(|source| MapError::Host {
+                peer,
+                what: "grant copy",
+                source,
+            })?;
         }
-        .map_err(|source| MapError::Host {
-            peer,
-            what: "grant copy",
-            source,
-        })
+        Ok(())
     }
 
     /// A new set of event-channel ports, all behind one descriptor.

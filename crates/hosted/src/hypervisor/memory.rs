@@ -7,9 +7,16 @@ use xen_hal::hosted::wire::{
 use xen_types::{DomId, GrantRef, PAGE_SIZE};
 
 use super::{Answer, ConnectionId, Domain, Hypervisor, Mapping};
+use crate::grants::GrantTable;
 
 /// Pages that one domain may have mapped: maptrack's default (1024 frames of 256), 2 entries a page, as a PV dom0 spends them.
 const MAX_MAPPED_PAGES: u32 = 131_072;
+
+/// Statuses of a copy (Xen `public/grant_table.h`, `GNTST_*`).
+const GENERAL_ERROR: i16 = -1;
+const BAD_DOMAIN: i16 = -2;
+const BAD_GNTREF: i16 = -3;
+const BAD_COPY_ARG: i16 = -10;
 
 impl Hypervisor {
     pub(super) fn grant(
@@ -102,10 +109,11 @@ impl Hypervisor {
         &mut self,
         domid: DomId,
         peer: DomId,
+        goes_on: bool,
         copies: &[PageCopy],
     ) -> Result<Answer, Errno> {
         let counters = &mut self.domain(domid)?.counters;
-        counters.grant_copy_calls += 1;
+        counters.grant_copy_calls += u64::from(!goes_on);
         counters.grant_copy_segments += copies.len() as u64;
         let bytes = copies.iter().map(|copy| copy.data.len()).sum::<usize>();
         if copies.len() > MAX_COPIES || bytes > MAX_COPY_BYTES {
@@ -113,16 +121,23 @@ impl Hypervisor {
         }
         // Nobody is told that the other domain is gone: each copy fails, as in Xen.
         let peer = self.domains.get(&peer).filter(|domain| domain.alive);
-        let each = |copy| peer.and_then(|peer| copy_one(domid, peer, copy).ok());
+        let each = |copy| copy_one(domid, peer.ok_or(BAD_DOMAIN)?, copy);
         Ok(Reply::Copied(copies.iter().map(each).collect()).into())
     }
 }
 
 /// Does one copy with the checks that the hypervisor makes. Returns what was read.
-fn copy_one(domid: DomId, peer: &Domain, copy: &PageCopy) -> Result<Vec<u8>, Errno> {
+fn copy_one(domid: DomId, peer: &Domain, copy: &PageCopy) -> Result<Vec<u8>, i16> {
     if usize::from(copy.offset) + copy.data.len() > PAGE_SIZE {
-        return Err(Errno::INVAL);
+        return Err(BAD_COPY_ARG);
     }
+    if !GrantTable::has(copy.gref) {
+        return Err(BAD_GNTREF);
+    }
+    copy_granted(domid, peer, copy).map_err(|_| GENERAL_ERROR)
+}
+
+fn copy_granted(domid: DomId, peer: &Domain, copy: &PageCopy) -> Result<Vec<u8>, Errno> {
     let at = |page: u64| page + u64::from(copy.offset);
     match &copy.data {
         CopyData::Read(len) => {

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use guest_memory::Access;
+use guest_memory::{Access, RangeError};
 use rustix::io::Errno;
 use xen_types::{DomId, GrantRef, PAGE_SIZE};
 
@@ -15,7 +15,7 @@ use super::wire::{
 use crate::granted::{Grant, OwnPages};
 use crate::mapping::Piece;
 use crate::reservation::Reservation;
-use crate::{CopyBuffer, GrantCopy, GrantError, GrantedPages, MapError};
+use crate::{CopyDirection, CopyRefusal, GrantCopy, GrantError, GrantedPages, MapError};
 
 /// What gntdev and gntalloc are on Xen; one connection for both.
 #[derive(Debug)]
@@ -95,40 +95,54 @@ impl Memory {
         self.0.done(&Request::Revoke { grant })
     }
 
+    /// One call, though it may take several packets.
     pub(crate) fn copy(&self, peer: DomId, batch: &mut [GrantCopy<'_>]) -> io::Result<()> {
-        let mut rest = batch;
+        let mut asked: Vec<_> = batch
+            .iter_mut()
+            .filter_map(|copy| copy.begin().map(|_| copy))
+            .collect();
+        let (mut rest, mut goes_on) = (asked.as_mut_slice(), false);
         while !rest.is_empty() {
             let (part, behind) = rest.split_at_mut(fitting(rest));
-            self.copy_part(peer, part)?;
-            rest = behind;
+            self.copy_part(peer, goes_on, part)?;
+            (rest, goes_on) = (behind, true);
         }
         Ok(())
     }
 
-    /// One request: `part` fits into it.
-    fn copy_part(&self, peer: DomId, part: &mut [GrantCopy<'_>]) -> io::Result<()> {
-        let mut called: Vec<&mut GrantCopy<'_>> = part
-            .iter_mut()
-            .filter_map(|copy| {
-                copy.done = false;
-                copy.checked_len().map(|_| copy)
-            })
-            .collect();
-        let copies = called.iter().map(|copy| wire_copy(copy)).collect();
-        let results = match self.0.call(&Request::Copy { peer, copies })? {
-            (Reply::Copied(results), _) if results.len() == called.len() => results,
+    /// One packet: `part` fits into it.
+    fn copy_part(
+        &self,
+        peer: DomId,
+        goes_on: bool,
+        part: &mut [&mut GrantCopy<'_>],
+    ) -> io::Result<()> {
+        let copies = part
+            .iter()
+            .map(|copy| wire_copy(copy))
+            .collect::<Result<_, _>>()
+            .map_err(io::Error::other)?;
+        let request = Request::Copy {
+            peer,
+            goes_on,
+            copies,
+        };
+        let results = match self.0.call(&request)? {
+            (Reply::Copied(results), _) if results.len() == part.len() => results,
             (other, _) => return Err(unexpected(&other)),
         };
-        for (copy, result) in called.iter_mut().zip(results) {
-            let Some(read) = result else { continue };
-            match &mut copy.buffer {
-                CopyBuffer::FromGrant(into) if into.len() == read.len() => {
-                    into.copy_from_slice(&read);
-                    copy.done = true;
+        for (copy, result) in part.iter_mut().zip(results) {
+            copy.result = match (result, copy.direction) {
+                (Err(status), _) => CopyRefusal::from_status(status),
+                (Ok(_), CopyDirection::ToGrant) => Ok(()),
+                (Ok(read), CopyDirection::FromGrant) if read.len() == copy.memory.len() => {
+                    copy.memory.write(0, &read).map_err(io::Error::other)?;
+                    Ok(())
                 }
-                CopyBuffer::FromGrant(_) => return Err(io::ErrorKind::InvalidData.into()),
-                CopyBuffer::ToGrant(_) => copy.done = true,
-            }
+                (Ok(_), CopyDirection::FromGrant) => {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+            };
         }
         Ok(())
     }
@@ -169,26 +183,33 @@ fn place(
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// How many copies from the front fit into one request: at least one, because a page fits.
-fn fitting(batch: &[GrantCopy<'_>]) -> usize {
+/// How many copies from the front fit into one packet: at least one, because a page fits.
+fn fitting(batch: &[&mut GrantCopy<'_>]) -> usize {
     let mut bytes = 0;
     batch
         .iter()
         .take(MAX_COPIES)
         .take_while(|copy| {
-            bytes += copy.checked_len().map_or(0, usize::from);
+            bytes += copy.memory.len();
             bytes <= MAX_COPY_BYTES
         })
         .count()
 }
 
-fn wire_copy(copy: &GrantCopy<'_>) -> PageCopy {
-    PageCopy {
+fn wire_copy(copy: &GrantCopy<'_>) -> Result<PageCopy, RangeError> {
+    let len = copy.memory.len();
+    let data = match copy.direction {
+        // As `GrantCopy::begin` found, it is at most a page.
+        CopyDirection::FromGrant => CopyData::Read(u16::try_from(len).unwrap_or_default()),
+        CopyDirection::ToGrant => {
+            let mut bytes = vec![0; len];
+            copy.memory.read(0, &mut bytes)?;
+            CopyData::Write(bytes)
+        }
+    };
+    Ok(PageCopy {
         gref: copy.gref,
         offset: copy.offset,
-        data: match &copy.buffer {
-            CopyBuffer::FromGrant(_) => CopyData::Read(copy.checked_len().unwrap_or_default()),
-            CopyBuffer::ToGrant(from) => CopyData::Write(from.to_vec()),
-        },
-    }
+        data,
+    })
 }

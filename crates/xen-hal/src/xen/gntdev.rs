@@ -16,7 +16,7 @@ use zerocopy::FromZeros;
 use super::sys::{self, CopyCall, CopySegment, MapGrantRef, UnmapGrantRef};
 use crate::mapping::Piece;
 use crate::reservation::Reservation;
-use crate::{CopyBuffer, GrantCopy, MapError, OpenError};
+use crate::{CopyDirection, CopyRefusal, GrantCopy, MapError, OpenError};
 
 /// gntdev's module parameter `limit`, as it stands by default: more in one ioctl is EINVAL.
 const MAX_REFS_PER_CALL: usize = 65_536;
@@ -86,11 +86,14 @@ impl Gntdev {
     }
 
     pub(crate) fn copy(&self, peer: DomId, batch: &mut [GrantCopy<'_>]) -> io::Result<()> {
-        // A range beyond its page would fail the whole call: such a copy is left out.
-        let mut segments: Vec<CopySegment> = batch
+        let (mut asked, mut segments): (Vec<_>, Vec<_>) = batch
             .iter_mut()
-            .filter_map(|copy| segment(peer, copy))
-            .collect();
+            .filter_map(|copy| {
+                let len = copy.begin()?;
+                let segment = segment(peer, copy, len);
+                Some((copy, segment))
+            })
+            .unzip();
         if segments.is_empty() {
             return Ok(());
         }
@@ -99,37 +102,30 @@ impl Gntdev {
             segments: segments.as_mut_ptr(),
         };
         let argument = ptr::from_mut(&mut call);
-        // SAFETY: `count` segments follow; each names a private buffer that `batch` borrows, mutably where it is written.
+        // SAFETY: `count` segments follow; each names memory that `batch` borrows, and that may be written where it is.
         unsafe { sys::ioctl(&self.0, sys::GNTDEV_GRANT_COPY, argument) }?;
-        let called = batch.iter_mut().filter(|copy| copy.checked_len().is_some());
-        for (copy, segment) in called.zip(&segments) {
-            copy.done = segment.status == 0;
+        for (copy, segment) in asked.iter_mut().zip(&segments) {
+            if segment.status != sys::COPY_NOT_TRIED {
+                copy.result = CopyRefusal::from_status(segment.status);
+            }
         }
         Ok(())
     }
 }
 
-/// What the hypervisor is told of one copy; `None` for a range beyond its page.
-fn segment(peer: DomId, copy: &mut GrantCopy<'_>) -> Option<CopySegment> {
-    copy.done = false;
-    let len = copy.checked_len()?;
+/// What the kernel is told of one copy.
+fn segment(peer: DomId, copy: &GrantCopy<'_>, len: u16) -> CopySegment {
     let granted = sys::foreign(copy.gref, copy.offset, peer);
-    let (source, dest, flags) = match &mut copy.buffer {
-        CopyBuffer::FromGrant(into) => {
-            let private = into.as_mut_ptr().expose_provenance() as u64;
-            (granted, private, sys::COPY_FROM_GRANT)
-        }
-        CopyBuffer::ToGrant(from) => {
-            let private = from.as_ptr().expose_provenance() as u64;
-            (private, granted, sys::COPY_TO_GRANT)
-        }
+    let own = copy.memory.base().as_ptr().expose_provenance() as u64;
+    let (source, dest, flags) = match copy.direction {
+        CopyDirection::FromGrant => (granted, own, sys::COPY_FROM_GRANT),
+        CopyDirection::ToGrant => (own, granted, sys::COPY_TO_GRANT),
     };
-    Some(CopySegment {
+    CopySegment {
         source,
         dest,
         len,
         flags,
-        // Not GNTST_okay: what the kernel leaves alone was not done.
-        status: -1,
-    })
+        status: sys::COPY_NOT_TRIED,
+    }
 }

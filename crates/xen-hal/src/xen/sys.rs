@@ -28,6 +28,9 @@ pub(super) const COPY_FROM_GRANT: u16 = 1;
 /// `GNTCOPY_dest_gref`.
 pub(super) const COPY_TO_GRANT: u16 = 2;
 
+/// No `GNTST_*` status: the kernel left the segment alone.
+pub(super) const COPY_NOT_TRIED: i16 = i16::MIN;
+
 /// `struct ioctl_gntdev_map_grant_ref`: variable length, the opcode carries the size for one reference.
 #[derive(Debug, FromZeros, KnownLayout, Immutable)]
 #[repr(C)]

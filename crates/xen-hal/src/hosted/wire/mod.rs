@@ -69,8 +69,16 @@ mod tests {
                 refs
             }),
             any::<u64>().prop_map(|mapping| Request::Unmap { mapping }),
-            (domid(), prop::collection::vec(any_copy(), 0..5))
-                .prop_map(|(peer, copies)| Request::Copy { peer, copies }),
+            (
+                domid(),
+                any::<bool>(),
+                prop::collection::vec(any_copy(), 0..5)
+            )
+                .prop_map(|(peer, goes_on, copies)| Request::Copy {
+                    peer,
+                    goes_on,
+                    copies
+                }),
             Just(Request::OpenEvents),
             (domid(), port()).prop_map(|(peer, remote)| Request::BindInterdomain { peer, remote }),
             domid().prop_map(|peer| Request::AllocUnbound { peer }),
@@ -122,7 +130,8 @@ mod tests {
             Just(Reply::Done),
             (any::<u64>(), refs).prop_map(|(grant, refs)| Reply::Granted { grant, refs }),
             (any::<u64>(), runs).prop_map(|(mapping, runs)| Reply::Mapped { mapping, runs }),
-            prop::collection::vec(prop::option::of(data), 0..5).prop_map(Reply::Copied),
+            prop::collection::vec(prop::result::maybe_err(data, any::<i16>()), 0..5)
+                .prop_map(Reply::Copied),
             Just(Reply::Events),
             any::<u32>().prop_map(|port| Reply::Port(EvtchnPort(port))),
             (any::<u32>(), prop::option::of(1..u32::MAX)).prop_map(|(epoch, peer)| Reply::Route {
@@ -193,6 +202,7 @@ mod tests {
         };
         let copy = Request::Copy {
             peer: DomId(1),
+            goes_on: false,
             copies: vec![copy; MAX_COPIES],
         };
         for packet in [map.emit(), mapped.emit(), copy.emit()] {

@@ -27,8 +27,8 @@ pub enum Reply {
         /// Together the first pages asked for: at least one, not more than [`super::MAX_FDS`] descriptors reach.
         runs: Vec<Run>,
     },
-    /// In the order of the request: what a read read (a write: nothing), or `None` where it was refused.
-    Copied(Vec<Option<Vec<u8>>>),
+    /// In the order of the request: what a read read (a write: nothing), or the `GNTST_*` status of a refusal.
+    Copied(Vec<Result<Vec<u8>, i16>>),
     /// Two descriptors go along: control page, eventfd.
     Events,
     /// Our port.
@@ -102,10 +102,10 @@ impl Reply {
                 to.u32(run.fd).u32(run.first).u32(run.pages);
             }),
             Self::Copied(copies) => to.u8(4).list(copies, |to, copy| match copy {
-                None => {
-                    to.u8(0);
+                Err(status) => {
+                    to.u8(0).u16(status.cast_unsigned());
                 }
-                Some(bytes) => {
+                Ok(bytes) => {
                     to.u8(1).bytes(bytes);
                 }
             }),
@@ -147,8 +147,8 @@ fn parse_reply(from: &mut Decoder<'_>) -> Option<Reply> {
             })?,
         },
         4 => Reply::Copied(from.list(|from| match from.u8()? {
-            0 => Some(None),
-            1 => from.bytes().map(|bytes| Some(bytes.to_vec())),
+            0 => from.u16().map(|status| Err(status.cast_signed())),
+            1 => from.bytes().map(|bytes| Ok(bytes.to_vec())),
             _ => None,
         })?),
         5 => Reply::Events,

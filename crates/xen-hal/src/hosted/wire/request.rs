@@ -40,6 +40,8 @@ pub enum Request {
     Copy {
         /// Whose pages.
         peer: DomId,
+        /// The rest of a call that was too long for one packet: it is counted already.
+        goes_on: bool,
         /// The pieces.
         copies: Vec<PageCopy>,
     },
@@ -140,7 +142,14 @@ impl Request {
                 })
             }
             Self::Unmap { mapping } => to.u8(4).u64(*mapping),
-            Self::Copy { peer, copies } => to.u8(5).u16(peer.0).list(copies, emit_copy),
+            Self::Copy {
+                peer,
+                goes_on,
+                copies,
+            } => {
+                let head = to.u8(5).u16(peer.0).u8(u8::from(*goes_on));
+                head.list(copies, emit_copy)
+            }
             Self::OpenEvents => to.u8(6),
             Self::BindInterdomain { peer, remote } => to.u8(7).u16(peer.0).u32(remote.0),
             Self::AllocUnbound { peer } => to.u8(8).u16(peer.0),
@@ -181,6 +190,7 @@ fn parse_request(from: &mut Decoder<'_>) -> Option<Request> {
         },
         5 => Request::Copy {
             peer: DomId(from.u16()?),
+            goes_on: flag(from.u8()?)?,
             copies: from.list(parse_copy)?,
         },
         6 => Request::OpenEvents,
@@ -229,6 +239,14 @@ fn parse_copy(from: &mut Decoder<'_>) -> Option<PageCopy> {
             _ => return None,
         },
     })
+}
+
+fn flag(code: u8) -> Option<bool> {
+    match code {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
 }
 
 fn access_code(access: Access) -> u8 {
