@@ -90,6 +90,20 @@ impl LeasedRange {
         unsafe { GuestRange::new(self.base, self.len, self.access) }
     }
 
+    /// A part of the window, with a lease of its own.
+    ///
+    /// # Errors
+    /// The part leaves the window, or asks for a right that the window does not give.
+    pub fn window(&self, offset: u64, len: u64, access: Access) -> Result<LeasedRange, RangeError> {
+        let range = self.range().narrow(offset, len, access)?;
+        Ok(LeasedRange {
+            base: range.base(),
+            len: range.len(),
+            access,
+            lease: self.lease.clone(),
+        })
+    }
+
     /// The lease behind the window.
     #[must_use]
     pub fn lease(&self) -> &Lease {

@@ -3,7 +3,8 @@
 //! An [`Area`] owns one mapping. A [`GuestRange`] is a checked window into it for the length of a
 //! borrow; a [`Lease`] or [`LeasedRange`] is a counted right to touch it that outlives a call (a
 //! virtqueue, I/O in flight). The mapping is undone when nobody is left, not before.
-//! An [`AddressSpace`] says what a bus address means at this moment (binding section 5).
+//! An [`AddressSpace`] says what a bus address means at this moment (binding section 5); memory
+//! that is only lent for one buffer comes by way of [`Transient`].
 //!
 //! All access is by atomic loads and stores of at most a word, so a peer that writes at the same
 //! moment yields stale or mixed bytes, never undefined behaviour. A `&[u8]` over such memory would
@@ -99,6 +100,7 @@ mod mmap;
 mod ofd;
 mod range;
 mod space;
+mod transient;
 
 pub use area::{Area, Backing, UnmapError};
 pub use array::{LeasedArray, ReadOnly, ReadWrite, Right, Word};
@@ -110,6 +112,7 @@ pub use ofd::{ForeignLock, foreign_lock, lock_byte};
 pub use range::{GuestRange, RangeError};
 pub use rustix::io::ReadWriteFlags;
 pub use space::{AddressSpace, FlatSpace, TranslateError};
+pub use transient::{Loan, NoRoom, Part, Return, Transient};
 
 /// What may be done with memory. `Write` includes reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

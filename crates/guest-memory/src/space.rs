@@ -1,8 +1,9 @@
 //! What a bus address means at this moment (binding section 5).
 
 use std::io;
+use std::sync::Arc;
 
-use crate::{Access, Area, GuestRange, Lease, LeasedRange, RangeError};
+use crate::{Access, Area, GuestRange, Lease, LeasedRange, RangeError, Transient};
 
 /// Looks bus addresses up. Usable as `&dyn AddressSpace`.
 pub trait AddressSpace {
@@ -27,6 +28,23 @@ pub trait AddressSpace {
         len: u32,
         access: Access,
     ) -> Result<LeasedRange, TranslateError>;
+
+    /// Copies the bytes at `addr` once.
+    ///
+    /// # Errors
+    /// As [`AddressSpace::translate`] for reading.
+    #[inline]
+    fn fetch(&self, addr: u64, into: &mut [u8]) -> Result<(), TranslateError> {
+        let len = u32::try_from(into.len()).map_err(|_| TranslateError::Unknown { addr })?;
+        self.translate(addr, len, Access::Read)?
+            .read(0, into)
+            .map_err(|error| TranslateError::from_range(error, addr, len))
+    }
+
+    /// Who lends memory for addresses that this address space does not translate, if anybody does.
+    fn transient(&self) -> Option<&Arc<dyn Transient>> {
+        None
+    }
 }
 
 /// Why bytes at a bus address cannot be used. All but [`TranslateError::Host`] are the peer's fault.

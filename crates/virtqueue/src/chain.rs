@@ -4,6 +4,8 @@
 //! Framing carries no meaning: where one segment ends and the next begins says nothing about the
 //! fields inside. Addresses are bus addresses, not yet looked up.
 
+use guest_memory::Access;
+
 use crate::MAX_INDIRECT_ENTRIES;
 use crate::descriptor::Descriptor;
 
@@ -107,6 +109,20 @@ impl Chain {
             Some(ChainRefusal::TooManyBytes { bytes })
         } else {
             None
+        }
+    }
+
+    /// Gives every segment another address: what each is, and how it will be used, goes in, the
+    /// readable ones first.
+    pub fn readdress(&mut self, mut address: impl FnMut(Segment, Access) -> u64) {
+        let readable = self.readable;
+        for (index, segment) in self.segments.iter_mut().enumerate() {
+            let access = if index < readable {
+                Access::Read
+            } else {
+                Access::Write
+            };
+            segment.addr = address(*segment, access);
         }
     }
 

@@ -3,7 +3,7 @@
 //! A table is copied whole into private memory, then only the copy is followed. WRITE on the
 //! descriptor that names the table means nothing (2.7.5.3.2), and neither does its alignment.
 
-use guest_memory::{Access, AddressSpace, TranslateError};
+use guest_memory::AddressSpace;
 
 use crate::descriptor::{DESCRIPTOR_BYTES, Descriptor};
 use crate::walk::follow;
@@ -55,12 +55,7 @@ impl IndirectTable {
         };
         let (table, _) = room.split_at_mut(entries.into());
         space
-            .translate(addr, len, Access::Read)
-            .and_then(|range| {
-                range
-                    .read(0, table.as_flattened_mut().as_flattened_mut())
-                    .map_err(|error| TranslateError::from_range(error, addr, len))
-            })
+            .fetch(addr, table.as_flattened_mut().as_flattened_mut())
             .map_err(|source| QueueFault::IndirectTable { at, source })?;
         let place = |entry| DescriptorAt::Table { referrer, entry };
         // `follow` asks for entries below `entries` only, so none is missing.
