@@ -55,6 +55,10 @@ pub struct LinkGauges {
     pub areas: usize,
     /// Their data pages, mapped or being mapped.
     pub area_pages: u32,
+    /// Pages of rings at grant addresses that are mapped.
+    pub grant_ring_pages: u32,
+    /// Pages lent for buffers at grant addresses.
+    pub lent_pages: u32,
     /// Messages taken from the ring.
     pub messages_received: u64,
     /// Messages written.
@@ -189,6 +193,8 @@ mod tests {
                 port: 9,
                 ring_pages: 4,
                 areas: 1,
+                grant_ring_pages: 0,
+                lent_pages: 0,
                 area_pages: 512,
                 messages_received: 10,
                 messages_sent: 11,

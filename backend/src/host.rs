@@ -7,6 +7,8 @@ use xen_hal::{EventChannels, Platform};
 use xen_types::DomId;
 use xenstore::Client;
 
+use crate::grants::GrantBuffers;
+
 /// The host's side of every session.
 #[derive(Debug)]
 pub struct Host {
@@ -20,6 +22,8 @@ pub struct Host {
     pub store: Client,
     /// Does what may wait, away from the loop.
     pub engine: Engine,
+    /// How buffers at grant addresses are reached.
+    pub grant_buffers: GrantBuffers,
     /// Directory of the instances' lock files.
     pub run_dir: PathBuf,
 }

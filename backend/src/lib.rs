@@ -16,6 +16,7 @@
 mod cleanup;
 mod devices;
 mod gauges;
+mod grants;
 mod guest_log;
 mod host;
 mod instance;
@@ -26,10 +27,12 @@ mod service;
 mod session;
 mod sharing;
 mod slot;
+mod space;
 mod start;
 
 pub use devices::MAX_DEVICES;
 pub use gauges::{Gauges, InstanceGauges, LinkGauges};
+pub use grants::GrantBuffers;
 pub use guest_log::GUEST_LINES_PER_PERIOD;
 pub use host::Host;
 pub use instance::InstanceId;

@@ -21,6 +21,7 @@ use xen_types::EvtchnPort;
 
 use crate::devices::{Device, Devices};
 use crate::gauges::LinkGauges;
+use crate::grants::Grants;
 use crate::guest_log::GuestLog;
 use crate::host::Host;
 use crate::instance::InstanceId;
@@ -142,6 +143,9 @@ impl Link {
         let port = host
             .channels
             .bind_interdomain(id.frontend, keys.event_channel)?;
+        let grants = keys
+            .grant_addresses
+            .then(|| Grants::new(host.platform.clone(), id.frontend, host.grant_buffers));
         let limits = Limits {
             max_message_size: MaxMessageSize::new(layout.message_size().into())
                 .unwrap_or(MaxMessageSize::MIN),
@@ -157,7 +161,7 @@ impl Link {
             ring_area,
             bus: DeviceSideBus::new(limits),
             limits,
-            sharing: Sharing::new(offer),
+            sharing: Sharing::new(offer, grants),
             slots: BTreeMap::new(),
             frame: vec![0; usize::from(layout.message_size())],
             slot_events: Vec::new(),
@@ -184,8 +188,10 @@ impl Link {
         LinkGauges {
             port: self.port.0,
             ring_pages: self.ring.layout().pages(),
-            areas: self.sharing.space().len(),
-            area_pages: self.sharing.space().pages(),
+            areas: self.sharing.space().areas.len(),
+            area_pages: self.sharing.space().areas.pages(),
+            grant_ring_pages: self.sharing.space().ring_pages(),
+            lent_pages: self.sharing.space().lent_pages(),
             messages_received: counters.received,
             messages_sent: counters.sent,
             notifications: counters.notifications,
@@ -319,6 +325,10 @@ impl Link {
         self.act(devices, log);
         more |= self.poll_devices(devices, log);
         self.depart();
+        let space = self.sharing.space();
+        more |= space.has_relief();
+        // Before the answers to resets leave (section 6).
+        space.release()?;
         more |= self.sharing.step(host, log, &mut self.bus)?;
         let stuck = self.send()?;
         let sleep = if more {

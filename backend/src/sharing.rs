@@ -6,20 +6,22 @@ use std::collections::VecDeque;
 use guest_memory::{Access, Area, UnmapError};
 use virtio_msg::wire::{MsgId, Token};
 use virtio_msg::{DeviceSideBus, PrivateRequest};
-use xen_bus::areas::{AreaLimits, AreaTable, ShareJob, ShareStep, Withdrawal, WorkBudget};
+use xen_bus::areas::{AreaLimits, ShareJob, ShareStep, Withdrawal, WorkBudget};
 use xen_bus::keys::BackendOffer;
 use xen_bus::messages::{AreaReply, AreaResult, AreaShare, PrivateMessage};
 use xen_hal::{MapError, MappingBuilder};
 use xen_types::{DomId, GrantRef, PAGE_SIZE};
 
+use crate::grants::Grants;
 use crate::guest_log::GuestLog;
 use crate::host::Host;
 use crate::instance::InstanceId;
+use crate::space::GuestSpace;
 
 /// The areas of one connection.
 #[derive(Debug)]
 pub(crate) struct Sharing {
-    table: AreaTable,
+    space: GuestSpace,
     /// Requests that wait for their turn; no more than the ring has slots.
     waiting: VecDeque<(Token, PrivateMessage)>,
     work: Option<Work>,
@@ -48,12 +50,14 @@ struct Mapping {
 }
 
 impl Sharing {
-    pub(crate) fn new(offer: &BackendOffer) -> Self {
+    /// Nothing is shared yet. With `grants`, addresses may name granted pages too.
+    pub(crate) fn new(offer: &BackendOffer, grants: Option<Grants>) -> Self {
+        let limits = AreaLimits {
+            max_areas: offer.max_areas,
+            max_area_pages: offer.max_area_pages,
+        };
         Self {
-            table: AreaTable::new(AreaLimits {
-                max_areas: offer.max_areas,
-                max_area_pages: offer.max_area_pages,
-            }),
+            space: GuestSpace::new(limits, grants),
             waiting: VecDeque::new(),
             work: None,
             budget: WorkBudget::new(),
@@ -61,8 +65,8 @@ impl Sharing {
     }
 
     /// What bus addresses mean now.
-    pub(crate) fn space(&self) -> &AreaTable {
-        &self.table
+    pub(crate) fn space(&self) -> &GuestSpace {
+        &self.space
     }
 
     /// Takes a private request of the bus. One that makes no sense is discarded, as virtio-msg
@@ -112,7 +116,7 @@ impl Sharing {
                         return Ok(true);
                     }
                     area.unmap()?;
-                    let reply = self.table.finish_unshare(withdrawal);
+                    let reply = self.space.areas.finish_unshare(withdrawal);
                     answer(bus, token, &PrivateMessage::AreaUnshareReply(reply));
                     continue;
                 }
@@ -142,11 +146,8 @@ impl Sharing {
             Some(Work::Unmap { area, .. }) => Some(area),
             _ => None,
         };
-        withdrawn
-            .into_iter()
-            .chain(self.table.into_areas())
-            .map(Area::unmap)
-            .fold(Ok(()), Result::and)
+        let withdrawn = withdrawn.map_or(Ok(()), Area::unmap);
+        withdrawn.and(self.space.unmap_all())
     }
 
     fn begin(
@@ -163,7 +164,8 @@ impl Sharing {
                 result,
             })
         };
-        let job = match self.table.begin_share(request) {
+        self.space.areas.set_elsewhere(self.space.ring_pages());
+        let job = match self.space.areas.begin_share(request) {
             Ok(job) => job,
             Err(refusal) => {
                 refused_area(log, &refusal);
@@ -184,7 +186,7 @@ impl Sharing {
             }
             Err(error) => {
                 refused_area(log, &error);
-                let reply = self.table.abandon_share(job, AreaResult::NO_ROOM);
+                let reply = self.space.areas.abandon_share(job, AreaResult::NO_ROOM);
                 answer(bus, token, &PrivateMessage::AreaShareReply(reply));
             }
         }
@@ -227,8 +229,8 @@ impl Sharing {
             }
         };
         let reply = match result {
-            Ok(area) => self.table.finish_share(job, area),
-            Err(result) => self.table.abandon_share(job, result),
+            Ok(area) => self.space.areas.finish_share(job, area),
+            Err(result) => self.space.areas.abandon_share(job, result),
         };
         answer(bus, token, &PrivateMessage::AreaShareReply(reply));
         None
@@ -242,7 +244,7 @@ impl Sharing {
         area_id: u16,
         bus: &mut DeviceSideBus,
     ) {
-        match self.table.begin_unshare(area_id) {
+        match self.space.areas.begin_unshare(area_id) {
             Ok((withdrawal, area)) => {
                 self.work = Some(Work::Unmap {
                     token,

@@ -12,6 +12,7 @@ use xen_hal::{EvtchnError, OpenError, Platform, PlatformSpec, StorePath};
 use xen_types::{DomId, parse_decimal};
 use xenstore::{Client, StoreError, Tree as _};
 
+use crate::grants::GrantBuffers;
 use crate::host::Host;
 use crate::service::{Service, ServiceError};
 
@@ -62,6 +63,7 @@ pub fn open_host(spec: &PlatformSpec) -> Result<Host, StartError> {
         engine: Engine::new()?,
         platform,
         store,
+        grant_buffers: GrantBuffers::default(),
         run_dir: run_dir(spec),
     })
 }

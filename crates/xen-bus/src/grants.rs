@@ -47,6 +47,16 @@ impl GrantRange {
         self.offset
     }
 
+    /// Bytes.
+    #[must_use]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "a range of no bytes is like any other"
+    )]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
     /// Pages that the range touches; none if it has no bytes.
     #[must_use]
     pub fn pages(&self) -> u32 {

@@ -34,6 +34,8 @@ pub struct AreaTable {
     limits: AreaLimits,
     areas: BTreeMap<AreaId, State>,
     pages: u32,
+    /// Pages of the same share that are mapped for something else.
+    elsewhere: u32,
 }
 
 /// What stands behind an id in use.
@@ -72,6 +74,7 @@ impl AreaTable {
             limits,
             areas: BTreeMap::new(),
             pages: 0,
+            elsewhere: 0,
         }
     }
 
@@ -101,6 +104,11 @@ impl AreaTable {
         })
     }
 
+    /// Tells how many pages beside the areas count against [`AreaLimits::max_area_pages`] now.
+    pub fn set_elsewhere(&mut self, pages: u32) {
+        self.elsewhere = pages;
+    }
+
     /// Begins AREA_SHARE: takes id and pages. The area translates when
     /// [`AreaTable::finish_share`] has it.
     ///
@@ -122,10 +130,10 @@ impl AreaTable {
         self.pages = self
             .pages
             .checked_add(wanted)
-            .filter(|pages| *pages <= max_area_pages)
+            .filter(|pages| *pages <= max_area_pages.saturating_sub(self.elsewhere))
             .ok_or(AreaRefusal::TooManyPages {
                 wanted,
-                used: self.pages,
+                used: self.pages.saturating_add(self.elsewhere),
                 max: max_area_pages,
             })?;
         place.insert(State::Pending);
@@ -192,8 +200,7 @@ impl AreaTable {
         self.pages = self.pages.saturating_sub(pages);
     }
 
-    /// The area and the offset that an address names. Addresses of the grant form are not part of
-    /// what [`crate::keys::BackendOffer`] offers, so they name nothing.
+    /// The area and the offset that an address names; one of the grant form names none.
     fn look_up(&self, addr: u64) -> Result<(&Area, u64), TranslateError> {
         match BusAddr(addr).form() {
             Some(Form::Area { id, offset }) => match self.areas.get(&id) {
@@ -401,6 +408,21 @@ mod tests {
         assert_eq!(table.begin_share(request(2, 5)).unwrap_err(), full);
         table.finish_unshare(withdrawal);
         share(&mut table, 2, 10).unwrap();
+    }
+
+    #[test]
+    fn pages_that_are_mapped_elsewhere_are_part_of_the_share() {
+        let mut table = AreaTable::new(LIMITS);
+        table.set_elsewhere(4);
+        let full = AreaRefusal::TooManyPages {
+            wanted: 7,
+            used: 4,
+            max: 10,
+        };
+        assert_eq!(table.begin_share(request(1, 7)).unwrap_err(), full);
+        share(&mut table, 1, 6).unwrap();
+        table.set_elsewhere(0);
+        share(&mut table, 2, 4).unwrap();
     }
 
     #[test]

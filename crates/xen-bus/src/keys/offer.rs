@@ -57,7 +57,7 @@ impl BackendOffer {
             max_ring_page_order: MAX_RING_PAGE_ORDER,
             max_areas: DEFAULT_MAX_AREAS,
             max_area_pages: DEFAULT_MAX_AREA_PAGES,
-            grant_addresses: false,
+            grant_addresses: true,
         }
     }
 
