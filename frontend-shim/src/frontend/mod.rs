@@ -10,6 +10,7 @@ mod turn;
 
 use std::time::{Duration, Instant};
 
+use virtio_msg::wire::MsgId;
 use xen_bus::handshake::{FrontendHandshake, Wait, XenbusState};
 use xen_bus::messages::{AREA_SHARE, AreaResult, PrivateMessage};
 use xen_hal::{EventChannels, GrantedPages, Platform, PlatformSpec, StorePath};
@@ -225,6 +226,27 @@ impl Frontend {
             )),
             Err(error) => Err(FrontendError::answer(handle, "AREA_SHARE", error)),
         }
+    }
+
+    /// Sends a private request of the bus (binding section 6), and waits for its answer. For
+    /// frontends that share areas of their own beside the pool.
+    ///
+    /// # Errors
+    /// The connection ended, there is no answer in time, or it cannot be read.
+    pub fn ask(&mut self, request: &PrivateMessage) -> Result<PrivateMessage, FrontendError> {
+        let (limit, handle) = (self.limits.answer, self.instance.handle);
+        let what = "a private request";
+        let link = self.link()?;
+        let (now, msg_id) = (link.now(), request.msg_id());
+        let sent = link
+            .bus()
+            .send_private(now, MsgId(msg_id), &request.emit())
+            .ok_or_else(|| FrontendError::answer(handle, what, "it does not fit a message"))?;
+        let answer = self
+            .until(limit, what, |link| link.news().answered(sent))?
+            .ok_or_else(|| self.late(what, limit))?;
+        PrivateMessage::parse(msg_id, true, &answer)
+            .map_err(|error| FrontendError::answer(handle, what, error))
     }
 
     /// Pumps until `wanted` finds something.

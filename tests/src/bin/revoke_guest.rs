@@ -10,8 +10,6 @@ use std::time::Duration;
 use frontend_shim::{Disk, Frontend, FrontendError, MAX_REQUEST, Operation, Pool, open_platform};
 use guest_memory::Access;
 use tests::Random;
-use virtio_msg::DriverBusAction;
-use virtio_msg::wire::MsgId;
 use xen_bus::directory::{directory_pages, write_directory};
 use xen_bus::messages::{AreaResult, AreaShare, AreaUnshare, PrivateMessage, ShareFlags};
 use xen_hal::{GrantedPages, Platform, PlatformSpec};
@@ -136,18 +134,8 @@ fn exchange(frontend: &mut Frontend, pages: GrantedPages) -> Result<Pool, Fronte
 }
 
 fn ask(frontend: &mut Frontend, message: PrivateMessage) -> Result<AreaResult, FrontendError> {
-    let link = frontend.link()?;
-    let now = link.now();
-    let sent = link
-        .bus()
-        .send_private(now, MsgId(message.msg_id()), &message.emit())
-        .expect("it fits");
-    let answer = frontend.until(LIMIT, "an answer about the area", |action| match action {
-        DriverBusAction::PrivateAnswer { id, payload } if id == sent => Some(payload),
-        _ => None,
-    })?;
-    match PrivateMessage::parse(message.msg_id(), true, &answer) {
-        Ok(PrivateMessage::AreaShareReply(reply) | PrivateMessage::AreaUnshareReply(reply)) => {
+    match frontend.ask(&message)? {
+        PrivateMessage::AreaShareReply(reply) | PrivateMessage::AreaUnshareReply(reply) => {
             Ok(reply.result)
         }
         other => panic!("{other:?} is no answer about an area"),
