@@ -80,7 +80,7 @@ fn each_key_out_of_bounds() {
         ("ring-page-order", "5"),
         ("ring-page-order", "4294967295"),
         ("event-channel", "0"),
-        ("feature-grant-addresses", "1"),
+        ("feature-grant-addresses", "2"),
         ("ring-ref0", "0"),
     ] {
         let word = key.replace('-', " ");
