@@ -172,6 +172,17 @@ fn a_killed_backend_takes_nothing_of_the_others_along_and_its_successor_serves()
     read(&mut third, &mut others).unwrap();
     read(&mut first, &mut disk).unwrap();
 
+    // Who is to be started is named.
+    scene.driver.kill();
+    let refused = scene.vmsg(DomId::DOM0, &["detach", "other", "0"]);
+    let words = format!("no backend runs in domain {}", scene.storage);
+    refused.failed(1, &[&words, "--force"]);
+    scene.driver = start_driver(&scene.machine, scene.storage);
+    while read(&mut third, &mut others).is_ok() {}
+    drop(others);
+    third.connect(LIMIT).unwrap();
+    let mut others = Disk::open(&mut third, 0).unwrap();
+
     // The other way round.
     scene.dom0.kill();
     assert_eq!(scene.machine.holdings(DomId::DOM0), Holdings::default());

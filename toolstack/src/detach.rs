@@ -179,7 +179,8 @@ fn patience(store: &mut Client, bus: &Bus, force: bool, runs: bool) -> anyhow::R
         Some("2" | "6") if !runs => Duration::ZERO,
         _ if !runs && force => Duration::ZERO,
         _ if !runs => bail!(
-            "{bus}: the guest is connected, and no backend runs that could ask it: start `vmsg backend`, or use --force"
+            "{bus}: the guest is connected, and no backend runs in domain {} that could ask it: start `vmsg backend` there, or use --force",
+            bus.backend_id
         ),
         Some("6") => CLOSED_LIMIT,
         _ if force => FORCE_LIMIT,
