@@ -7,17 +7,19 @@ use crate::host::Host;
 use crate::instance::{InstanceId, Paths, backend_root};
 
 /// Removes what the store holds of an instance whose frontend's domain is gone: the backend's
-/// directory and the toolstack's record. Only dom0 may; a driver domain leaves it to dom0.
+/// directory and the toolstack's record. A driver domain may remove the first alone; dom0's toolstack
+/// does the rest with its next call.
 pub(crate) fn remove_dead(host: &mut Host, id: InstanceId, paths: &Paths) {
-    if host.own != DomId::DOM0 {
-        return;
+    let store = &mut host.store;
+    let mut removed = remove(store, &paths.backend);
+    if host.own == DomId::DOM0 {
+        let domain = format!("{}/{}", backend_root(host.own), id.frontend);
+        let record = format!("/vmsg/{}", id.frontend);
+        removed = removed
+            .and_then(|()| remove_if_empty(store, &domain))
+            .and_then(|()| remove(store, &format!("{record}/{}", id.handle)))
+            .and_then(|()| remove_if_empty(store, &record));
     }
-    let domain = format!("{}/{}", backend_root(host.own), id.frontend);
-    let record = format!("/vmsg/{}", id.frontend);
-    let removed = remove(&mut host.store, &paths.backend)
-        .and_then(|()| remove_if_empty(&mut host.store, &domain))
-        .and_then(|()| remove(&mut host.store, &format!("{record}/{}", id.handle)))
-        .and_then(|()| remove_if_empty(&mut host.store, &record));
     match removed {
         Ok(()) => tracing::info!(%id, "the domain is gone; its directories are removed"),
         Err(error) => tracing::warn!(%id, %error, "directories of a dead domain stay behind"),

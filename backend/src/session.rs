@@ -181,7 +181,7 @@ impl Session {
         self.take_timers();
         let mut more = false;
         if std::mem::take(&mut self.check_domain) {
-            self.frontend_alive = is_alive(host, self.id.frontend)?;
+            self.frontend_alive = is_alive(host, self.id, &self.paths)?;
         }
         // First, because it finds out whether the directory is still the one that is known.
         if self.look {
@@ -503,9 +503,13 @@ impl Session {
     }
 }
 
-/// Whether a domain exists. Only dom0 is told; elsewhere the nodes of a dead domain are just gone.
-fn is_alive(host: &mut Host, domid: DomId) -> Result<bool, StoreError> {
-    match host.store.is_domain_introduced(domid) {
+/// Whether the frontend's domain exists. Only dom0 is told. Elsewhere its directory has gone with it,
+/// or a guest has cut itself off: the toolstack makes and removes both directories at once.
+fn is_alive(host: &mut Host, id: InstanceId, paths: &Paths) -> Result<bool, StoreError> {
+    if host.own != DomId::DOM0 {
+        return Ok(negotiation::read(&mut host.store, &paths.frontend)?.is_some());
+    }
+    match host.store.is_domain_introduced(id.frontend) {
         Err(error) if !is_fatal(&error) => Ok(true),
         other => other,
     }

@@ -237,13 +237,13 @@ fn a_guest_that_dies_is_let_go_by_both() {
         "/local/domain/0/backend/virtio-msg/{}",
         scene.both
     ));
-    let state = format!("{}/state", scene.back(scene.both, 1));
-    scene.toolstack.wait_for(&state, "6");
+    let back = scene.back(scene.both, 1);
+    scene.toolstack.wait_gone(&back);
     assert!(scene.machine.is_gone(scene.both));
     for domid in [DomId::DOM0, scene.storage] {
         assert_eq!(scene.machine.holdings(domid), Holdings::default());
     }
-    // The next call removes what the driver domain may not remove; the disk is free for another.
+    // The disk is free for another; what the driver domain may not remove goes with the same call.
     let image = scene.machine.file("both--bus=1--backend=storage");
     let line = format!("type=blk,path={}", image.display());
     let attach = ["attach", "other", "--bus=1", "--backend=storage", &line];
@@ -252,6 +252,48 @@ fn a_guest_that_dies_is_let_go_by_both() {
     assert_eq!(scene.toolstack.list("/vmsg"), [scene.other.to_string()]);
     let root = format!("/local/domain/{}/backend/virtio-msg", scene.storage);
     assert_eq!(scene.toolstack.list(&root), [scene.other.to_string()]);
+    scene.dom0.stop().succeeded();
+    let mut locks = scene.machine.lock_files();
+    locks.sort();
+    assert_eq!(
+        locks,
+        [0, 1].map(|bus| format!("{}-{bus}.state", scene.other))
+    );
+}
+
+/// A backend that was not there when the guest died finds out when it starts.
+#[test]
+fn a_guest_that_died_while_no_driver_ran_is_forgotten_by_the_next() {
+    let mut scene = Scene::with_disks();
+    scene.driver.kill();
+    scene
+        .machine
+        .hypervisor()
+        .destroy_domain(scene.other)
+        .unwrap();
+    let back = scene.back(scene.other, 0);
+    assert!(scene.toolstack.read(&back).is_some());
+    scene.driver = start_driver(&scene.machine, scene.storage);
+    scene.toolstack.wait_gone(&back);
+}
+
+/// It looks dead to a driver domain, which is its own loss.
+#[test]
+fn a_guest_that_hides_from_its_driver_domain_loses_its_own_bus_alone() {
+    let mut scene = Scene::with_disks();
+    let mut second = scene.connect(scene.both, 1);
+    let front = format!("/local/domain/{}/device/virtio-msg/0", scene.other);
+    let hidden = Permissions::private(scene.other);
+    let mut guest = scene.machine.store(scene.other);
+    guest.set_perms(&front, &hidden).unwrap();
+    // Any domain's end makes a backend look after its guests.
+    let short = scene.machine.create_domain("short");
+    scene.machine.hypervisor().destroy_domain(short).unwrap();
+    let back = scene.back(scene.other, 0);
+    scene.toolstack.wait_gone(&back);
+    assert_eq!(second.devices().unwrap(), [0]);
+    let ready = scene.attach("again", &["other", "--backend=storage"]);
+    assert!(ready.succeeded().stdout.ends_with(" device 0: ready\n"));
 }
 
 /// The pair's permissions; what a driver domain does not serve, it does not see.

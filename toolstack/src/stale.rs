@@ -1,5 +1,5 @@
-//! Buses of which one side's domain is gone (binding section 9). A backend in dom0 removes those of
-//! its dead guests itself; what it did not see, or what a driver domain left, goes with the next
+//! Buses of which one side's domain is gone (binding section 9). A backend removes those of its dead
+//! guests itself; what it did not see, or what a driver domain may not remove, goes with the next
 //! attach or detach.
 
 use xenstore::{Client, StoreError, Transaction, Tree as _};
