@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use xen_bus::config::DeviceConfig;
 use xen_hal::PlatformSpec;
 use xen_types::{DomId, parse_decimal};
@@ -103,10 +103,9 @@ fn find_bus(store: &mut Client, options: &Options) -> anyhow::Result<Bus> {
         bail!("domain {guest} cannot serve itself: give another --backend");
     }
     match (standing, wanted) {
-        (Some(bus), Some(wanted)) if bus.backend_id != wanted => bail!(
-            "{bus} is served by domain {}, not {wanted}: take another with --bus",
-            bus.backend_id
-        ),
+        (Some(bus), Some(wanted)) if bus.backend_id != wanted => {
+            Err(served_by_another(&bus, wanted))
+        }
         (Some(bus), _) => Ok(bus),
         (None, wanted) => Ok(Bus {
             frontend_id: guest,
@@ -114,6 +113,13 @@ fn find_bus(store: &mut Client, options: &Options) -> anyhow::Result<Bus> {
             handle: options.bus,
         }),
     }
+}
+
+fn served_by_another(bus: &Bus, wanted: DomId) -> anyhow::Error {
+    anyhow!(
+        "{bus} is served by domain {}, not {wanted}: take another with --bus",
+        bus.backend_id
+    )
 }
 
 /// Makes the bus if it is not there, and the device; gives the device's number.
@@ -130,7 +136,8 @@ pub(crate) fn attach(
         }
         match Bus::recorded(tx, bus.frontend_id, bus.handle)? {
             None => make_bus(tx, bus)?,
-            Some(_) => must_be_online(tx, bus)?,
+            Some(standing) if standing == *bus => must_be_online(tx, bus)?,
+            Some(standing) => return Err(served_by_another(&standing, bus.backend_id)),
         }
         make_device(tx, bus, &config)
     });
@@ -257,7 +264,7 @@ fn absolute(path: &str) -> anyhow::Result<String> {
     absolute
         .into_os_string()
         .into_string()
-        .map_err(|path| anyhow::anyhow!("path={} is not UTF-8", path.display()))
+        .map_err(|path| anyhow!("path={} is not UTF-8", path.display()))
 }
 
 /// Says what a quota is and what raises it.

@@ -121,6 +121,6 @@ fn an_error_says_once_which_device_it_is_about() {
     let scene = Scene::new();
     let copy = scene.machine.file("copy.img");
     let missing = scene.blk(&["copy", "7", copy.to_str().unwrap()]);
-    missing.failed(1, &["vmsg: bus 0: device 7: "]);
+    missing.failed(1, &["vmsg: bus 0 device 7: "]);
     assert!(!copy.exists());
 }

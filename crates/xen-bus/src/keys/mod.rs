@@ -209,6 +209,7 @@ mod tests {
     fn a_choice_beyond_the_offer_is_refused() {
         let offer = BackendOffer {
             max_ring_page_order: 0,
+            grant_addresses: false,
             ..offer()
         };
         let fits = FrontendKeys {
