@@ -19,6 +19,7 @@ mod instance;
 mod link;
 mod news;
 mod pool;
+mod runs;
 
 pub use disk::{
     BLK_DEVICE_ID, Disk, DiskOptions, Finished, MAX_REQUEST, Operation, SECTOR, Status,
@@ -28,3 +29,4 @@ pub use frontend::{Frontend, Limits, Wants, Watched, open_platform};
 pub use instance::Instance;
 pub use link::{Link, LinkOptions};
 pub use pool::{Block, Pool, PoolFull};
+pub use runs::Runs;

@@ -1,11 +1,11 @@
 //! Memory that the frontend shares as one area, and hands out in blocks
 //! (binding sections 4 and 5: one area, ring address 0 is never handed out).
 
-use std::collections::BTreeMap;
-
 use guest_memory::{Access, AddressSpace, GuestRange, LeasedRange, TranslateError};
 use xen_hal::GrantedPages;
 use xen_types::{AreaId, BusAddr, Form};
+
+use crate::runs::Runs;
 
 /// Blocks begin at multiples of this, which suits every part of a virtqueue.
 const ALIGN: usize = 64;
@@ -46,15 +46,14 @@ pub struct PoolFull {
 pub struct Pool {
     pages: GrantedPages,
     id: AreaId,
-    /// Free runs, by offset; multiples of [`ALIGN`], none next to another.
-    free: BTreeMap<usize, usize>,
+    free: Runs,
 }
 
 impl Pool {
     /// A pool of all of `pages`, which the device side knows as area `id`.
     #[must_use]
     pub fn new(pages: GrantedPages, id: AreaId) -> Self {
-        let free = BTreeMap::from([(0, pages.area.len())]);
+        let free = Runs::new(pages.area.len());
         Self { pages, id, free }
     }
 
@@ -63,51 +62,35 @@ impl Pool {
     /// # Errors
     /// The pool is full.
     pub fn take(&mut self, len: usize) -> Result<Block, PoolFull> {
+        self.take_aligned(len, ALIGN)
+    }
+
+    /// As [`Pool::take`], at a multiple of `align`, a power of two up to the size of a page.
+    ///
+    /// # Errors
+    /// The pool is full.
+    pub fn take_aligned(&mut self, len: usize, align: usize) -> Result<Block, PoolFull> {
         let area = &self.pages.area;
         let full = PoolFull {
             wanted: len,
             pool: area.len(),
         };
-        let whole = len.checked_next_multiple_of(ALIGN).ok_or(full)?;
-        let (offset, run) = self
-            .free
-            .iter()
-            .map(|(offset, run)| (*offset, *run))
-            .find(|(_, run)| *run >= whole)
-            .ok_or(full)?;
+        let offset = self.free.take(len, align).ok_or(full)?;
         area.range(offset as u64, len as u64, Access::Write)
             .and_then(|range| range.zero(0, len as u64))
             .map_err(|_| full)?;
-        self.free.remove(&offset);
-        self.free_run(offset.saturating_add(whole), run.saturating_sub(whole));
         Ok(Block { offset, len })
     }
 
     /// Takes back a block that nobody will touch any more, the device side included.
     pub fn give_back(&mut self, block: Block) {
-        let Block { mut offset, len } = block;
-        let mut run = len.next_multiple_of(ALIGN);
-        if let Some(after) = self.free.remove(&offset.saturating_add(run)) {
-            run = run.saturating_add(after);
-        }
-        if let Some((start, before)) = self.free.range(..offset).next_back()
-            && start.saturating_add(*before) == offset
-        {
-            (offset, run) = (*start, run.saturating_add(*before));
-        }
-        self.free_run(offset, run);
+        self.free.give_back(block.offset, block.len);
     }
 
     /// Bytes that are still free, not all in one run.
     #[must_use]
     pub fn left(&self) -> usize {
-        self.free.values().sum()
-    }
-
-    fn free_run(&mut self, offset: usize, len: usize) {
-        if len > 0 {
-            self.free.insert(offset, len);
-        }
+        self.free.left()
     }
 
     /// The bus address of the byte `at` of `block`.

@@ -104,6 +104,14 @@ impl LeasedRange {
         })
     }
 
+    /// Where the window begins, for a foreign driver that reaches its queues by pointer. Whoever
+    /// follows it answers for what this crate otherwise sees to: the memory stays mapped only while
+    /// the lease is held, others write it at any time, and no range is used meanwhile.
+    #[must_use]
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.base
+    }
+
     /// The lease behind the window.
     #[must_use]
     pub fn lease(&self) -> &Lease {

@@ -41,6 +41,20 @@ impl Frontend {
         Ok(())
     }
 
+    /// Publishes what was sent, and notifies the backend if it sleeps, without waiting for anything.
+    ///
+    /// # Errors
+    /// XenStore or this host failed; a fault of the backend ends the connection instead.
+    pub fn flush(&mut self) -> Result<(), FrontendError> {
+        if self.handshake.is_connected()
+            && let Some(link) = &mut self.link
+        {
+            let sent = link.prepare_sleep(&self.channels);
+            self.check(sent)?;
+        }
+        Ok(())
+    }
+
     /// Sleeps until there may be something to do, at most until `deadline` (`None`: for ever).
     /// False: the deadline has passed.
     ///
