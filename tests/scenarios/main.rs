@@ -3,6 +3,7 @@
 mod attach_detach;
 mod bad_input;
 mod driver_domain;
+mod foreign_drivers;
 mod kills;
 mod load;
 mod many_guests;

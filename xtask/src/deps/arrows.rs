@@ -53,6 +53,10 @@ const ARROWS: &[(&str, May)] = &[
             "xenstore",
         ]),
     ),
+    (
+        "foreign-drivers",
+        May::Use(&["frontend-shim", "guest-memory", "virtio-msg"]),
+    ),
     ("benches", May::UseAllBut(&["vmsg"])),
     (
         "vmsg",

@@ -6,8 +6,15 @@ use anyhow::{Context, Result};
 
 use crate::workspace::Package;
 
-/// `tests` and `benches` play hostile peers and count allocations.
-const MAY_BE_UNSAFE: [&str; 4] = ["guest-memory", "xen-hal", "tests", "benches"];
+/// `foreign-drivers` implements an unsafe trait, and no program uses it; `tests` and `benches` play
+/// hostile peers and count allocations.
+const MAY_BE_UNSAFE: [&str; 5] = [
+    "guest-memory",
+    "xen-hal",
+    "foreign-drivers",
+    "tests",
+    "benches",
+];
 
 const PROMISE: &str = "#![forbid(unsafe_code)]";
 
