@@ -20,6 +20,11 @@ use crate::pool::Pool;
 
 /// Frames taken from the ring in one pump.
 const FRAMES_PER_PUMP: usize = 256;
+/// Events without work in a row that cost the backend nothing; after so many, its events are
+/// acknowledged late, so that a storm of them wakes this process at most once per [`HOLD`].
+const FREE_EVENTS: u32 = 64;
+/// How late.
+const HOLD: Duration = Duration::from_millis(1);
 /// Id of the one area.
 const POOL_ID: u16 = 1;
 
@@ -56,6 +61,12 @@ pub struct Link {
     pool: Option<Pool>,
     epoch: Clock,
     frame: Vec<u8>,
+    /// The port is masked since an event came.
+    masked: bool,
+    /// Events without work in a row.
+    idle_events: u32,
+    /// Not before this moment is the next event acknowledged.
+    hold: Option<Clock>,
 }
 
 impl Link {
@@ -113,6 +124,9 @@ impl Link {
             pool: None,
             epoch: Clock::now(),
             frame: vec![0; usize::from(layout.message_size())],
+            masked: false,
+            idle_events: 0,
+            hold: None,
         };
         Ok((link, keys))
     }
@@ -209,10 +223,25 @@ impl Link {
         }
     }
 
-    /// The peer sent an event: acknowledges it before the ring is looked at.
-    pub(crate) fn event(&mut self, channels: &EventChannels) -> Result<(), FrontendError> {
-        channels.unmask(&[self.port])?;
-        self.ring.note_event()?;
+    /// The peer sent an event; its port is masked until the event is acknowledged.
+    pub(crate) fn event(&mut self) {
+        self.masked = true;
+        if self.idle_events >= FREE_EVENTS {
+            self.hold = Clock::now().checked_add(HOLD);
+        }
+    }
+
+    /// Acknowledges an event if one came and the time for it has: before the ring is looked at.
+    pub(crate) fn acknowledge(&mut self, channels: &EventChannels) -> Result<(), FrontendError> {
+        self.hold = self.hold.filter(|until| *until > Clock::now());
+        if self.masked && self.hold.is_none() {
+            self.masked = false;
+            channels.unmask(&[self.port])?;
+            self.idle_events = match self.ring.note_event()? {
+                true => 0,
+                false => self.idle_events.saturating_add(1),
+            };
+        }
         Ok(())
     }
 
@@ -247,10 +276,11 @@ impl Link {
         Ok(sleep.may_wait)
     }
 
-    /// When the bus wants to look at its timers.
+    /// When the bus wants to look at its timers, or an event is due to be acknowledged.
     pub(crate) fn deadline(&self) -> Option<Clock> {
-        let at = self.bus.poll_timeout()?;
-        self.epoch.checked_add(Duration::from_nanos(at.0))
+        let bus = self.bus.poll_timeout();
+        let bus = bus.and_then(|at| self.epoch.checked_add(Duration::from_nanos(at.0)));
+        [bus, self.hold].into_iter().flatten().min()
     }
 
     /// The connection is over: what is outstanding has failed.

@@ -1,5 +1,5 @@
 //! What the tests of several crates share: a hosted machine, the processes on it, the toolstack's
-//! part in XenStore, a backend in this process, and a guest that speaks the bus by hand.
+//! part in XenStore, a backend in this process, and a guest and a backend that speak the bus by hand.
 //!
 //! Every wait is for an event and has a limit ([`LIMIT`]): what is waited for comes, or the test
 //! fails and says what did not come.
@@ -10,6 +10,7 @@ mod disk;
 mod machine;
 mod process;
 mod random;
+mod raw_backend;
 mod raw_guest;
 mod rig;
 mod toolstack;
@@ -18,6 +19,7 @@ pub use disk::{make_disk, pattern, write_pattern};
 pub use machine::{Holdings, Machine};
 pub use process::{Ended, Process, line, vmsg};
 pub use random::Random;
+pub use raw_backend::{Honest, Lies, RAW_SECTORS, RawBackend, RawQueue};
 pub use raw_guest::{RawDisk, RawGuest};
 pub use rig::Rig;
 pub use toolstack::{Bus, Toolstack};

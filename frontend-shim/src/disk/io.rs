@@ -156,9 +156,11 @@ impl Disk {
             Some([0]) => Status::Ok,
             Some([1]) => Status::IoError,
             Some([2]) => Status::Unsupported,
-            other => {
-                return Err(self.failed(format_args!("{operation:?} ended with status {other:?}")));
+            Some([other]) => {
+                let why = format_args!("{operation:?} ended with status {other}, which is none");
+                return Err(self.failed(why));
             }
+            None => return Err(self.failed("the status of a request is out of reach")),
         };
         Ok(Finished {
             slot,

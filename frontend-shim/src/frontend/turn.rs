@@ -18,11 +18,13 @@ impl Frontend {
     pub fn pump(&mut self) -> Result<(), FrontendError> {
         self.take_watches()?;
         self.take_timers();
-        if self.take_events()?
-            && let Some(link) = &mut self.link
-        {
-            let noted = link.event(&self.channels);
-            self.check(noted)?;
+        let came = self.take_events()?;
+        if let Some(link) = &mut self.link {
+            if came {
+                link.event();
+            }
+            let acknowledged = link.acknowledge(&self.channels);
+            self.check(acknowledged)?;
         }
         if self.look {
             self.negotiate()?;
