@@ -43,6 +43,8 @@ pub struct DeviceConfig {
     pub serial: Option<String>,
     /// `queues`: 1 if absent.
     pub queues: u16,
+    /// `direct`: past the page cache of the host. 0 if absent.
+    pub direct: bool,
     /// `uuid`
     pub uuid: Option<Uuid>,
     /// `path`: a file or a device of the host.
@@ -59,7 +61,9 @@ pub enum ConfigError {
     #[error("\"{0}\" is not of the form key=value")]
     NoValue(String),
     /// A key that the grammar does not have.
-    #[error("key \"{0}\" is not known; there are type, mode, serial, queues, uuid and path")]
+    #[error(
+        "key \"{0}\" is not known; there are type, mode, serial, queues, direct, uuid and path"
+    )]
     UnknownKey(String),
     /// A key that stands twice.
     #[error("key \"{0}\" stands twice")]
@@ -88,6 +92,7 @@ impl DeviceConfig {
             mode: Mode::default(),
             serial: None,
             queues: 1,
+            direct: false,
             uuid: None,
             path: None,
         }
@@ -129,6 +134,9 @@ impl fmt::Display for DeviceConfig {
             write!(f, ",serial={serial}")?;
         }
         write!(f, ",queues={}", self.queues)?;
+        if self.direct {
+            write!(f, ",direct=1")?;
+        }
         if let Some(uuid) = &self.uuid {
             write!(f, ",uuid={uuid}")?;
         }
@@ -155,6 +163,7 @@ struct Values {
     mode: Option<Mode>,
     serial: Option<String>,
     queues: Option<u16>,
+    direct: Option<bool>,
     uuid: Option<Uuid>,
     path: Option<String>,
 }
@@ -166,6 +175,7 @@ impl Values {
             "mode" => put(&mut self.mode, "mode", mode(value)?),
             "serial" => put(&mut self.serial, "serial", serial(value)?),
             "queues" => put(&mut self.queues, "queues", queues(value)?),
+            "direct" => put(&mut self.direct, "direct", direct(value)?),
             "uuid" => put(&mut self.uuid, "uuid", uuid(value)?),
             "path" => put(&mut self.path, "path", path(value)?),
             other => Err(ConfigError::UnknownKey(other.into())),
@@ -178,6 +188,7 @@ impl Values {
             mode: self.mode.unwrap_or_default(),
             serial: self.serial,
             queues: self.queues.unwrap_or(1),
+            direct: self.direct.unwrap_or_default(),
             uuid: self.uuid,
             path: self.path,
         })
@@ -220,6 +231,14 @@ fn queues(value: &str) -> Result<u16, ConfigError> {
         .and_then(|number| u16::try_from(number).ok())
         .filter(|number| (1..=MAX_QUEUES).contains(number))
         .ok_or_else(|| bad("queues", value, "1 to 256"))
+}
+
+fn direct(value: &str) -> Result<bool, ConfigError> {
+    match value {
+        "0" => Ok(false),
+        "1" => Ok(true),
+        _ => Err(bad("direct", value, "0 or 1")),
+    }
 }
 
 fn uuid(value: &str) -> Result<Uuid, ConfigError> {
@@ -289,7 +308,7 @@ mod tests {
             ("type=blk,type=blk", "key \"type\" stands twice"),
             (
                 "type=blk,Mode=rw",
-                "key \"Mode\" is not known; there are type, mode, serial, queues, uuid and path",
+                "key \"Mode\" is not known; there are type, mode, serial, queues, direct, uuid and path",
             ),
             (
                 "type=Blk",
@@ -310,6 +329,10 @@ mod tests {
             (
                 "type=blk,queues=04",
                 "queues=04 is not possible: 1 to 256 expected",
+            ),
+            (
+                "type=blk,direct=yes",
+                "direct=yes is not possible: 0 or 1 expected",
             ),
             (
                 "type=blk,serial=twenty-one-characters",
@@ -342,11 +365,12 @@ mod tests {
             read_only: bool,
             serial in proptest::option::of("[ -+.-~]{1,20}"),
             queues in 1..=MAX_QUEUES,
+            direct: bool,
             uuid in proptest::option::of(any::<u128>().prop_map(Uuid::from_u128)),
             path in proptest::option::of("[ -~äß]{1,80}"),
         ) -> DeviceConfig {
             let mode = if read_only { Mode::ReadOnly } else { Mode::ReadWrite };
-            DeviceConfig { device_type, mode, serial, queues, uuid, path }
+            DeviceConfig { device_type, mode, serial, queues, direct, uuid, path }
         }
     }
 
