@@ -234,6 +234,7 @@ fn open_model(line: &[u8], engine: &Engine) -> Result<(Box<dyn DeviceModel>, [u8
                     read_only: config.mode == Mode::ReadOnly,
                     serial: config.serial.unwrap_or_default(),
                     queues: config.queues,
+                    direct: config.direct,
                 },
                 engine,
             )
@@ -241,8 +242,14 @@ fn open_model(line: &[u8], engine: &Engine) -> Result<(Box<dyn DeviceModel>, [u8
             Ok((Box::new(blk), config.uuid.unwrap_or_default().into_bytes()))
         }
         "rng" => {
-            if config.path.is_some() || config.serial.is_some() || config.queues != 1 {
-                return Err("config: type=rng has no path, no serial and one queue".to_owned());
+            if config.path.is_some()
+                || config.serial.is_some()
+                || config.queues != 1
+                || config.direct
+            {
+                return Err(
+                    "config: type=rng has no path, no serial, one queue and no direct=1".to_owned(),
+                );
             }
             let rng = Rng::open().map_err(|error| error.to_string())?;
             Ok((Box::new(rng), config.uuid.unwrap_or_default().into_bytes()))
@@ -295,11 +302,11 @@ mod tests {
     #[test]
     fn an_entropy_device_needs_nothing_and_takes_nothing() {
         assert_eq!(open("type=rng"), Ok(4));
-        for more in ["serial=a", "queues=2", "path=/dev/urandom"] {
+        for more in ["serial=a", "queues=2", "direct=1", "path=/dev/urandom"] {
             let refused = open(&format!("type=rng,{more}")).unwrap_err();
             assert_eq!(
                 refused,
-                "config: type=rng has no path, no serial and one queue"
+                "config: type=rng has no path, no serial, one queue and no direct=1"
             );
         }
     }

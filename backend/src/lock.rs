@@ -1,11 +1,12 @@
 //! The lock of an instance (binding section 9): one process at a time works for it.
 //!
 //! The kernel holds the lock as long as any thread of a dying process still
-//! runs a system call, so whoever gets it knows that no I/O of a dead
-//! process is in flight any more.
+//! runs a system call, or any io_uring that holds the file does I/O; so whoever
+//! gets it knows that no I/O of a dead process is in flight any more.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,14 @@ use crate::instance::InstanceId;
 /// Held while this process may touch anything of the instance.
 #[derive(Debug)]
 pub(crate) struct InstanceLock {
-    _file: File,
+    file: File,
+}
+
+impl AsFd for InstanceLock {
+    /// What an io_uring has to hold.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl InstanceLock {
@@ -43,7 +51,7 @@ impl InstanceLock {
             .open(&path)
             .map_err(|error| named(&path, &error))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) if still_named(&path, &file)? => Ok(Some(Self { _file: file })),
+            Ok(()) if still_named(&path, &file)? => Ok(Some(Self { file })),
             Ok(()) => Ok(None),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(named(&path, &error.into())),

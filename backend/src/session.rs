@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use xen_bus::handshake::{
     BackendCommand, BackendHandshake, Look, Outcome, RETRY_DELAY, STEPS_PER_TURN, Wait, XenbusState,
 };
@@ -464,9 +464,20 @@ impl Session {
     }
 
     fn update_devices(&mut self, host: &mut Host, registry: &Registry) -> Result<(), StoreError> {
+        let Some(lock) = &self.lock else {
+            return Ok(());
+        };
+        // What their I/O holds, so that the lock outlives this process as long as that does.
+        let engine = match host.engine.holding(lock.as_fd()) {
+            Ok(engine) => engine,
+            Err(error) => {
+                tracing::warn!(id = %self.id, %error, "cannot look at the devices");
+                return Ok(());
+            }
+        };
         let changes = self
             .devices
-            .reconcile(&mut host.store, &self.paths, &host.engine);
+            .reconcile(&mut host.store, &self.paths, &engine);
         let changes = match changes {
             Err(error) if !is_fatal(&error) => {
                 tracing::warn!(id = %self.id, %error, "cannot read the devices");

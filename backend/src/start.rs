@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 use virtio_devices::Engine;
-use xen_hal::{EvtchnError, OpenError, Platform, PlatformSpec, StorePath};
+use xen_hal::{DomainKind, EvtchnError, OpenError, Platform, PlatformSpec, StorePath};
 use xen_types::{DomId, parse_decimal};
 use xenstore::{Client, StoreError, Tree as _};
 
@@ -60,7 +60,11 @@ pub fn open_host(spec: &PlatformSpec) -> Result<Host, StartError> {
     Ok(Host {
         own,
         channels: platform.event_channels()?,
-        engine: Engine::new()?,
+        engine: {
+            let engine = Engine::choose(platform.guest_kind() == DomainKind::Pv)?;
+            tracing::info!(engine = %engine.choice(), "for I/O that waits");
+            engine
+        },
         platform,
         store,
         grant_buffers: GrantBuffers::default(),

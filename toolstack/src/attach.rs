@@ -23,8 +23,9 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// Give a device to a guest, whether or not the guest uses its bus yet.
 ///
 /// CONFIG is one line, the same as in xl.cfg and in XenStore:
-/// type=blk|rng,mode=rw|ro,serial=TEXT,queues=N,uuid=UUID,path=FILE. Only type is needed, and path
-/// for a block device; path= takes the rest of the line. Prints the number that the device got on the bus; it is not
+/// type=blk|rng,mode=rw|ro,serial=TEXT,queues=N,direct=0|1,uuid=UUID,path=FILE. Only type is needed,
+/// and path for a block device; path= takes the rest of the line. With direct=1 the host's page cache
+/// is not used. Prints the number that the device got on the bus; it is not
 /// given again while the bus lives.
 ///
 /// If the backend cannot open the device, nothing is left of it, and the exit status is 1. If no
@@ -33,6 +34,7 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
 #[command(after_help = "Examples:
   vmsg attach guest1 type=blk,path=/srv/guest1.img
   vmsg attach guest1 type=blk,mode=ro,serial=install,path=/srv/debian.iso
+  vmsg attach guest1 type=blk,direct=1,path=/dev/vg0/guest1-database
   vmsg attach guest1 type=rng
   vmsg attach 7 --bus 1 type=blk,path=/dev/vg0/guest1-data
   vmsg attach guest1 --bus 2 --backend storage type=blk,path=/dev/sdb   a disk of domain `storage`")]

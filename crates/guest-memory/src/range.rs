@@ -93,6 +93,13 @@ impl<'a> GuestRange<'a> {
         self.access
     }
 
+    /// Whether its first byte lies at a multiple of `bytes` in this process, as direct I/O asks.
+    #[inline]
+    #[must_use]
+    pub fn is_aligned(&self, bytes: usize) -> bool {
+        self.base.addr().get().is_multiple_of(bytes)
+    }
+
     /// The part of `len` bytes at `offset`, with the same right.
     ///
     /// # Errors

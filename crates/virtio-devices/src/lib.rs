@@ -1,7 +1,7 @@
 //! Virtio device models that know neither Xen nor messages.
 //!
 //! [`DeviceModel`] is the seam: whoever speaks with the driver gives a device its queues and
-//! passes on what it reports. [`blk`] is the block device, [`rng`] the entropy device. [`Engine`] holds the threads for what
+//! passes on what it reports. [`blk`] is the block device, [`rng`] the entropy device. [`Engine`] does what
 //! may wait; all devices of a process share one.
 //!
 //! Guest memory is reached only through an [`AddressSpace`](guest_memory::AddressSpace), during a
@@ -23,5 +23,5 @@ mod queue;
 mod ranges;
 pub mod rng;
 
-pub use engine::Engine;
+pub use engine::{Engine, EngineChoice, EngineKind};
 pub use model::{ConfigWrite, DeviceDescription, DeviceEvent, DeviceModel, Progress, ResetReason};

@@ -105,6 +105,29 @@ pub(crate) fn take<'r, 'a>(
     ranges.get_mut(..taken).unwrap_or_default()
 }
 
+/// Copies from ranges to ranges, in order, until either is at its end.
+pub(crate) fn copy(from: &[GuestRange<'_>], to: &[GuestRange<'_>]) {
+    let mut piece = [0; 4096];
+    let mut from = from.iter().copied();
+    let mut to = to.iter().copied();
+    let (mut source, mut target) = (from.next(), to.next());
+    while let (Some(out), Some(into)) = (source, target) {
+        let len = out.len().min(into.len()).min(piece.len());
+        let (bytes, _) = piece.split_at_mut(len);
+        if out.read(0, bytes).is_err() || into.write(0, bytes).is_err() {
+            return;
+        }
+        source = behind(out, len).or_else(|| from.next());
+        target = behind(into, len).or_else(|| to.next());
+    }
+}
+
+/// What is left of a range behind its first bytes, if anything is.
+fn behind(range: GuestRange<'_>, count: usize) -> Option<GuestRange<'_>> {
+    let left = range.len().checked_sub(count).filter(|left| *left > 0)?;
+    range.subrange(count as u64, left as u64).ok()
+}
+
 /// Copies bytes from the front of the ranges; false if they hold too few.
 pub(crate) fn gather(ranges: &[GuestRange<'_>], into: &mut [u8]) -> bool {
     let mut rest = into;

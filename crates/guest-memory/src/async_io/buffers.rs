@@ -67,6 +67,14 @@ impl IoBuffers {
         fine
     }
 
+    /// Whether each selected piece lies at a multiple of `address` and is a multiple of `len` long.
+    #[must_use]
+    pub fn are_aligned(&self, address: usize, len: usize) -> bool {
+        self.iovecs.iter().all(|iovec| {
+            iovec.iov_base.addr().is_multiple_of(address) && iovec.iov_len.is_multiple_of(len)
+        })
+    }
+
     pub(super) fn iovecs(&self) -> &[libc::iovec] {
         &self.iovecs
     }

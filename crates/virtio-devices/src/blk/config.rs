@@ -21,6 +21,8 @@ pub struct BlkConfig {
     pub serial: String,
     /// Request queues, 1 to 64.
     pub queues: u16,
+    /// Past the page cache of the host.
+    pub direct: bool,
 }
 
 impl BlkConfig {
@@ -56,6 +58,7 @@ mod tests {
             read_only: false,
             serial: String::new(),
             queues,
+            direct: false,
         };
         assert!(matches!(config(0).check(), Err(BlkError::Queues(0))));
         assert!(matches!(config(65).check(), Err(BlkError::Queues(65))));

@@ -13,7 +13,7 @@ use super::image::{self, Geometry};
 use super::offer::{self, CAPACITY, F_CONFIG_WCE, F_FLUSH, WRITEBACK};
 use super::serve::{Ended, Served, Server, Terms};
 use super::storage::Storage;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineKind};
 use crate::model::{
     ConfigWrite, DeviceDescription, DeviceEvent, DeviceModel, Progress, ResetReason,
 };
@@ -48,8 +48,17 @@ impl Blk {
     /// The configuration or the image is not usable; the message is for the operator alone.
     pub fn open(config: &BlkConfig, engine: &Engine) -> Result<Self, BlkError> {
         config.check()?;
-        let (image, geometry) = image::open(&config.path, config.read_only)?;
-        Self::over(config, Arc::new(image), geometry, engine)
+        let (image, geometry) = image::open(&config.path, config.read_only, config.direct)?;
+        let image = Arc::new(image);
+        let blk = Self::over(config, image, geometry, engine)?;
+        tracing::info!(
+            image = %config.path.display(),
+            sectors = geometry.sectors,
+            direct = config.direct,
+            engine = %blk.engine(),
+            "image open"
+        );
+        Ok(blk)
     }
 
     pub(super) fn over(
@@ -69,6 +78,13 @@ impl Blk {
             writeback: true,
             switching: false,
         })
+    }
+
+    /// What does this image's transfers that would wait: that of the process where it fits the
+    /// image, else threads.
+    #[must_use]
+    pub fn engine(&self) -> EngineKind {
+        self.server.engine()
     }
 
     /// Sets the cache mode, which the driver did not ask for.
@@ -174,9 +190,10 @@ impl DeviceModel for Blk {
             self.change_config(CAPACITY, &sectors.to_le_bytes(), out);
         }
         self.serve(space, budget, out);
+        let again = self.server.submit();
         self.queues.report_stopped(out);
         // Without room the wake descriptor comes first: polling again would only spin.
-        if self.server.has_room() && self.queues.any_ready() {
+        if again || (self.server.has_room() && self.queues.any_ready()) {
             Progress::More
         } else {
             Progress::Idle

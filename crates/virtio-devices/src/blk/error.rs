@@ -81,6 +81,15 @@ pub enum BlkError {
         /// Bytes of a block.
         block: u32,
     },
+    /// `direct=1` where there is no direct I/O.
+    #[error(
+        "{}: its file system has no direct I/O: leave out direct=1",
+        path.display()
+    )]
+    NoDirect {
+        /// The image.
+        path: PathBuf,
+    },
     /// The host failed otherwise to open the image.
     #[error("{}: cannot be opened: {error}", path.display())]
     Open {

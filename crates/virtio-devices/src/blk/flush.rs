@@ -4,6 +4,7 @@
 //! which begins after all of them were taken. One at a time also because the kernel tells a lost
 //! write to one caller only: a second sync beside it could come back clean.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 
@@ -41,17 +42,17 @@ impl Flushes {
     /// The running sync has ended: appends to `ended` the requests that end with it, and answers
     /// the one that runs the next.
     #[must_use]
-    pub(super) fn end(&mut self, fine: bool, ended: &mut Vec<Waiting>) -> Option<Waiting> {
+    pub(super) fn end(&mut self, fine: bool, ended: &mut VecDeque<Waiting>) -> Option<Waiting> {
         if !fine {
             self.failed = true;
             self.running = false;
             for mut job in self.covered.drain(..).chain(self.waiting.drain(..)) {
                 job.result = Err(io::ErrorKind::Other.into());
-                ended.push(job);
+                ended.push_back(job);
             }
             return None;
         }
-        ended.append(&mut self.covered);
+        ended.extend(self.covered.drain(..));
         mem::swap(&mut self.covered, &mut self.waiting);
         let next = self.covered.pop();
         self.running = next.is_some();

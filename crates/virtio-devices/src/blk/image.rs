@@ -12,6 +12,7 @@ use std::path::Path;
 use rustix::fs::{OFlags, ioctl_blkpbszget, ioctl_blksszget};
 use rustix::io::Errno;
 
+use super::direct::{Alignment, Direct};
 use super::error::BlkError;
 use super::lock::{self, Lock};
 
@@ -22,7 +23,7 @@ pub(super) const SECTOR: u64 = 512;
 const FILE_PHYSICAL: u32 = 4096;
 
 /// The largest block that is shown to a driver: Linux takes none that is larger than a page.
-const BLOCK_MAX: u32 = 4096;
+pub(super) const BLOCK_MAX: u32 = 4096;
 
 /// How an image is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +37,8 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
-    /// A regular file of so many bytes.
+    /// A regular file of so many bytes, in the page cache.
+    #[cfg(test)]
     pub(super) fn of_file(bytes: u64) -> Self {
         Self::new(bytes, 512, FILE_PHYSICAL)
     }
@@ -75,6 +77,8 @@ pub(super) struct Image {
     pub(super) file: File,
     /// Not a regular file.
     pub(super) is_block_device: bool,
+    /// It is used past the page cache.
+    pub(super) direct: Option<Direct>,
 }
 
 impl Image {
@@ -84,10 +88,27 @@ impl Image {
         // names its offset, so that nobody minds the position.
         (&self.file).seek(SeekFrom::End(0))
     }
+
+    fn geometry(&self, bytes: u64) -> Result<Geometry, Errno> {
+        let (logical, physical) = match self.is_block_device {
+            true => (ioctl_blksszget(&self.file)?, ioctl_blkpbszget(&self.file)?),
+            false => (512, FILE_PHYSICAL),
+        };
+        // Direct I/O takes whole blocks only, so the driver is to send whole ones.
+        let least = self
+            .direct
+            .as_ref()
+            .map_or(0, |direct| direct.alignment.block);
+        Ok(Geometry::new(bytes, logical.max(least), physical))
+    }
 }
 
 /// Opens and locks an image.
-pub(super) fn open(path: &Path, read_only: bool) -> Result<(Image, Geometry), BlkError> {
+pub(super) fn open(
+    path: &Path,
+    read_only: bool,
+    direct: bool,
+) -> Result<(Image, Geometry), BlkError> {
     let named = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => BlkError::Missing { path: path.into() },
         io::ErrorKind::PermissionDenied => BlkError::Denied {
@@ -114,10 +135,15 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Image, Geometry), Bl
     }
     let mut options = File::options();
     options.read(true).write(!read_only);
-    if kind.is_block_device() && !read_only {
-        options.custom_flags(OFlags::EXCL.bits().cast_signed());
-    }
-    let file = options.open(path).map_err(named)?;
+    let mut flags = OFlags::empty();
+    flags.set(OFlags::EXCL, kind.is_block_device() && !read_only);
+    flags.set(OFlags::DIRECT, direct);
+    options.custom_flags(flags.bits().cast_signed());
+    let no_direct = || BlkError::NoDirect { path: path.into() };
+    let file = options.open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput if direct => no_direct(),
+        _ => named(error),
+    })?;
     if kind.is_file() {
         match lock::take(&file, read_only) {
             Ok(Lock::Taken) => {}
@@ -135,16 +161,21 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Image, Geometry), Bl
             Err(error) => return Err(named(error)),
         }
     }
+    let is_block_device = kind.is_block_device();
+    let direct = match direct {
+        true => {
+            let alignment = Alignment::of(&file, is_block_device).map_err(named)?;
+            Some(Direct::new(alignment.ok_or_else(no_direct)?))
+        }
+        false => None,
+    };
     let image = Image {
         file,
-        is_block_device: kind.is_block_device(),
+        is_block_device,
+        direct,
     };
     let bytes = image.bytes().map_err(named)?;
-    let geometry = if image.is_block_device {
-        block_device(&image.file, bytes).map_err(|errno| named(errno.into()))?
-    } else {
-        Geometry::of_file(bytes)
-    };
+    let geometry = image.geometry(bytes).map_err(|errno| named(errno.into()))?;
     if geometry.sectors == 0 {
         return Err(BlkError::TooSmall {
             path: path.into(),
@@ -159,14 +190,6 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Image, Geometry), Bl
         });
     }
     Ok((image, geometry))
-}
-
-fn block_device(file: &File, bytes: u64) -> Result<Geometry, Errno> {
-    Ok(Geometry::new(
-        bytes,
-        ioctl_blksszget(file)?,
-        ioctl_blkpbszget(file)?,
-    ))
 }
 
 fn describe(kind: fs::FileType) -> &'static str {
@@ -192,9 +215,12 @@ mod tests {
     fn an_image_is_a_file_of_whole_sectors() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.img");
-        let said = |path: &Path| open(path, false).unwrap_err().to_string();
+        let said = |path: &Path| open(path, false, false).unwrap_err().to_string();
 
-        assert!(matches!(open(&path, true), Err(BlkError::Missing { .. })));
+        assert!(matches!(
+            open(&path, true, false),
+            Err(BlkError::Missing { .. })
+        ));
         assert!(said(&path).contains("disk.img: there is no such image"));
         assert!(said(dir.path()).contains("is a directory, not"));
         for bytes in [0, 1, 511] {
@@ -208,7 +234,7 @@ mod tests {
         for (bytes, sectors) in [(512, 1), (1024, 2)] {
             fs::write(&path, vec![0; bytes]).unwrap();
             for read_only in [true, false] {
-                let (_, geometry) = open(&path, read_only).unwrap();
+                let (_, geometry) = open(&path, read_only, false).unwrap();
                 assert_eq!(geometry, Geometry::of_file(sectors * 512));
                 assert_eq!(geometry.sectors, sectors);
             }
@@ -221,7 +247,7 @@ mod tests {
         let path = dir.path().join("pipe");
         mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         assert!(matches!(
-            open(&path, true),
+            open(&path, true, false),
             Err(BlkError::Kind {
                 found: "a pipe",
                 ..
@@ -233,7 +259,7 @@ mod tests {
     fn a_read_only_image_is_not_opened_for_writing() {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(512).unwrap();
-        let (opened, _) = open(image.path(), true).unwrap();
+        let (opened, _) = open(image.path(), true, false).unwrap();
         assert!(rustix::io::write(&opened.file, b"x").is_err());
     }
 
@@ -242,19 +268,19 @@ mod tests {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(512).unwrap();
         let path = image.path();
-        let said = |read_only| open(path, read_only).unwrap_err().to_string();
+        let said = |read_only| open(path, read_only, false).unwrap_err().to_string();
         let name = path.display();
 
-        let readers = [open(path, true).unwrap(), open(path, true).unwrap()];
+        let readers = [0, 1].map(|_| open(path, true, false).unwrap());
         let hint = format!("`fuser -v {name}` lists who has it open");
         let in_use = format!("{name}: is in use by another process or device");
         assert_eq!(said(false), format!("{in_use}; {hint}"));
         drop(readers);
-        let writer = open(path, false).unwrap();
+        let writer = open(path, false, false).unwrap();
         assert_eq!(said(false), format!("{in_use}; {hint}"));
         assert_eq!(said(true), format!("{in_use} that writes to it; {hint}"));
         drop(writer);
-        open(path, false).unwrap();
+        open(path, false, false).unwrap();
     }
 
     #[test]

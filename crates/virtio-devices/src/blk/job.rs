@@ -1,4 +1,4 @@
-//! A request that waits: what a thread of the engine runs, and what its queue is owed afterwards.
+//! A request that waits: what the engine does, and what its queue is owed afterwards.
 //!
 //! It owns leases of all memory it names, so that the memory outlives it whatever happens.
 
@@ -7,7 +7,7 @@ use std::io;
 use std::sync::{Arc, Weak};
 
 use arrayvec::ArrayVec;
-use guest_memory::{Access, AddressSpace, GuestRange, LeasedRange};
+use guest_memory::{Access, AddressSpace, GuestRange, IoBuffers, LeasedRange};
 use virtqueue::{Chain, Segment};
 
 use super::erase::Erase;
@@ -20,7 +20,7 @@ use crate::ranges::{RANGES_MAX, Unreachable, put_last, skip, take};
 /// ones does not make us hold memory for good.
 const SPARE_LEASES: usize = 128;
 
-/// The threads' way back to the device.
+/// The engine's way back to the device.
 pub(super) type Finished = Completions<Waiting>;
 
 /// A waiting request; the engine runs boxes. They are reused, with the room for their leases.
@@ -42,7 +42,7 @@ pub(super) struct Job {
     /// How `work` ended.
     pub(super) result: io::Result<()>,
     /// The descriptors of `work`, whole, in order.
-    pub(super) data: Vec<LeasedRange>,
+    pub(super) data: IoBuffers,
     /// The last writable descriptor, whose last byte is the status.
     pub(super) status: Option<LeasedRange>,
 }
@@ -106,20 +106,27 @@ impl Transfer {
         }
     }
 
-    /// Moves what is left, waiting for it. `data` are the whole descriptors.
-    fn run(&mut self, storage: &dyn Storage, data: &[LeasedRange]) -> io::Result<()> {
+    /// Where in the whole descriptors that which is left begins, and how much it is.
+    pub(super) fn rest(&self) -> (u64, u64) {
         let before = match self.direction {
             Direction::In => 0,
             Direction::Out => HEADER_BYTES,
         };
-        let mut ranges: ArrayVec<GuestRange<'_>, RANGES_MAX> = data
-            .iter()
-            .take(RANGES_MAX)
-            .map(LeasedRange::range)
-            .collect();
-        let rest = skip(&mut ranges, before + self.moved);
-        let rest = take(rest, self.len - self.moved);
-        let offset = self.offset + self.moved;
+        (before + self.moved, self.len - self.moved)
+    }
+
+    /// The byte offset in the image of what is left.
+    pub(super) fn rest_offset(&self) -> u64 {
+        self.offset + self.moved
+    }
+
+    /// Moves what is left, waiting for it. `data` are the whole descriptors.
+    fn run(&mut self, storage: &dyn Storage, data: &IoBuffers) -> io::Result<()> {
+        let mut ranges: ArrayVec<GuestRange<'_>, RANGES_MAX> =
+            data.ranges().take(RANGES_MAX).collect();
+        let (before, len) = self.rest();
+        let rest = take(skip(&mut ranges, before), len);
+        let offset = self.rest_offset();
         let (moved, outcome) = transfer(storage, self.direction, rest, offset, true);
         self.moved += moved;
         match outcome {
@@ -140,7 +147,7 @@ impl Job {
             work: Work::Sync,
             stable: false,
             result: Ok(()),
-            data: Vec::new(),
+            data: IoBuffers::default(),
             status: None,
         })
     }
@@ -200,8 +207,7 @@ impl Job {
 
     /// Gives the leases back; the box can serve another request.
     pub(super) fn clear(&mut self) {
-        self.data.clear();
-        self.data.shrink_to(SPARE_LEASES);
+        self.data.clear(SPARE_LEASES);
         self.status = None;
     }
 }

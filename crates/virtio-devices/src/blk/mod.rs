@@ -6,12 +6,14 @@
 //! segments device-writable), lifetime, zones.
 //!
 //! From the outside in: `config` (what it is made from), `offer` (what it shows), `device` (queues,
-//! budget, completions), `serve` (one request), `request` and `erase` (what it may do), `job` (what
-//! waits), `flush` (which sync covers what), `storage` (doing it), `image` (the file or
-//! disk), `lock` (against whom else it is kept).
+//! budget, completions), `serve` (one request), `request` and `erase` (what it may do), `waits` (what
+//! cannot be done at once), `job` (one such), `flush` (which sync covers what), `transfers` (what
+//! needs no thread), `storage` (doing it), `image` (the file or disk), `direct` (past the page
+//! cache), `lock` (against whom else it is kept).
 
 mod config;
 mod device;
+mod direct;
 mod erase;
 mod error;
 mod flush;
@@ -24,6 +26,8 @@ mod serve;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod transfers;
+mod waits;
 
 pub use config::BlkConfig;
 pub use device::Blk;

@@ -111,6 +111,7 @@ mod tests {
             read_only,
             serial: String::new(),
             queues,
+            direct: false,
         };
         super::describe(&device, geometry)
     }

@@ -1,4 +1,4 @@
-//! One request from its chain to its answer: inline if nothing waits, else by the engine.
+//! One request from its chain to its answer: inline if nothing waits, else see `waits`.
 
 use std::io;
 use std::mem;
@@ -11,17 +11,13 @@ use virtqueue::Chain;
 
 use super::config::{BlkConfig, SERIAL_BYTES};
 use super::erase::{Erase, Erasing, LIST_BYTES_MAX};
-use super::flush::Flushes;
 use super::image::Geometry;
-use super::job::{Finished, Job, Owner, Transfer, Waiting, Work, used_len};
+use super::job::{Owner, Transfer, Work, used_len};
 use super::request::{HEADER_BYTES, Limits, Request, Status};
 use super::storage::{self, Direction, Outcome, Storage};
-use crate::engine::{Engine, Lane};
+use super::waits::Waits;
+use crate::engine::{Engine, EngineKind};
 use crate::ranges::{Ranges, Unreachable, gather, put_last, scatter, skip, take};
-
-/// Requests of one device that wait. What comes on top stays in the rings: this bounds the
-/// leases that a guest makes us hold, and its share of the engine's memory.
-const IN_FLIGHT_MAX: usize = 64;
 
 /// Bytes that one request may move on the loop: some 25 µs of copying, for which no thread is
 /// worth waking and after which the next guest has its turn.
@@ -35,21 +31,12 @@ pub(super) struct Server {
     storage: Arc<dyn Storage>,
     limits: Limits,
     serial: [u8; SERIAL_BYTES],
-    lane: Lane,
-    finished: Arc<Finished>,
-    flushes: Flushes,
+    waits: Waits,
     /// Whether the image does any transfer without waiting, by direction.
     inline_in: bool,
     inline_out: bool,
-    in_flight: usize,
     /// The image may have another size than the driver was told.
     look_at_size: bool,
-    /// What `finished` gave, until it is looked at; empty between calls.
-    reaped: Vec<Waiting>,
-    /// What is to be answered; empty between calls.
-    ended: Vec<Waiting>,
-    /// Boxes for the next requests that wait.
-    spare: Vec<Waiting>,
 }
 
 /// What is the same for all requests of a turn.
@@ -106,32 +93,31 @@ impl Server {
         Ok(Self {
             path: config.path.clone(),
             complained: false,
-            storage,
+            storage: Arc::clone(&storage),
             limits: Limits {
                 sectors,
                 read_only: config.read_only,
             },
             serial: config.serial(),
-            lane: engine.lane(),
-            finished: Arc::new(Finished::new()?),
-            flushes: Flushes::default(),
+            waits: Waits::new(storage, engine)?,
             inline_in: true,
             inline_out: true,
-            in_flight: 0,
             look_at_size: false,
-            reaped: Vec::new(),
-            ended: Vec::new(),
-            spare: Vec::new(),
         })
     }
 
     /// Whether another request may be taken; if not, the wake descriptor will say when.
     pub(super) fn has_room(&self) -> bool {
-        self.in_flight < IN_FLIGHT_MAX
+        self.waits.has_room()
     }
 
     pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.finished.wake_fd()
+        self.waits.wake_fd()
+    }
+
+    /// See [`Blk::engine`](super::Blk::engine).
+    pub(super) fn engine(&self) -> EngineKind {
+        self.waits.engine()
     }
 
     /// Serves one request of `queue`, by the table of section 4.3.
@@ -198,7 +184,7 @@ impl Server {
             return answer(last, status, work.written(), data_in);
         }
         let written = work.written();
-        match self.wait(space, chain, terms.queue, work, stable) {
+        match self.waits.begin(space, chain, terms.queue, work, stable) {
             Ok(()) => Ok(Served::InFlight),
             Err(Unreachable) => answer(last, Status::IoErr, written, data_in),
         }
@@ -239,7 +225,7 @@ impl Server {
         stable: bool,
     ) -> Option<Status> {
         let transfer = match work {
-            Work::Sync => return self.flushes.failed().then_some(Status::IoErr),
+            Work::Sync => return self.waits.sync_failed().then_some(Status::IoErr),
             Work::Erase(erase) => return erase.extents.is_empty().then_some(Status::Ok),
             Work::Transfer(transfer) => transfer,
         };
@@ -275,51 +261,14 @@ impl Server {
         }
     }
 
-    /// Hands the request to the engine, with leases of its memory.
-    fn wait(
-        &mut self,
-        space: &dyn AddressSpace,
-        chain: &Chain,
-        queue: u16,
-        work: Work,
-        stable: bool,
-    ) -> Result<(), Unreachable> {
-        let mut job = self.new_job();
-        if job.prepare(space, chain, queue, work, stable).is_err() {
-            job.clear();
-            self.spare.push(job);
-            return Err(Unreachable);
-        }
-        self.in_flight += 1;
-        match job.work {
-            Work::Transfer(_) | Work::Erase(_) => self.lane.submit(job),
-            Work::Sync => self.sync(job),
-        }
-        Ok(())
-    }
-
-    fn new_job(&mut self) -> Waiting {
-        self.spare
-            .pop()
-            .unwrap_or_else(|| Job::new(&self.storage, &self.finished))
-    }
-
-    fn sync(&mut self, mut job: Waiting) {
-        if self.flushes.failed() {
-            job.result = Err(io::ErrorKind::Other.into());
-            self.ended.push(job);
-        } else if let Some(job) = self.flushes.join(job) {
-            self.lane.submit(job);
-        }
-    }
-
     /// Begins a sync for a driver that switches to write-through; `reap` will tell of its end.
     pub(super) fn sync_for_switch(&mut self) {
-        let mut job = self.new_job();
-        job.prepare_switch();
-        // Beyond the room, which is for requests: there is one such switch at a time.
-        self.in_flight += 1;
-        self.sync(job);
+        self.waits.begin_switch();
+    }
+
+    /// Begins together what a turn has left to the engine. True: call again soon.
+    pub(super) fn submit(&mut self) -> bool {
+        self.waits.submit()
     }
 
     /// Whether the image has changed its size since the last call; if so, requests are judged by
@@ -351,35 +300,14 @@ impl Server {
 
     /// Answers what the engine has finished, and tells of each.
     pub(super) fn reap(&mut self, mut tell: impl FnMut(Ended)) {
-        if self.in_flight == 0 {
-            return;
-        }
-        let mut reaped = mem::take(&mut self.reaped);
-        self.finished.drain_into(&mut reaped);
-        for mut job in reaped.drain(..) {
+        self.waits.reap();
+        while let Some(job) = self.waits.next_ended() {
             if let Err(error) = &job.result {
                 self.complain(error);
             }
-            match job.work {
-                Work::Sync => {
-                    let fine = job.result.is_ok();
-                    // A sync is rare and slow enough for a look at the size, and every file system
-                    // in the guest sends some: a disk that grew is noticed without being told.
-                    self.look_at_size = true;
-                    if let Some(next) = self.flushes.end(fine, &mut self.ended) {
-                        self.lane.submit(next);
-                    }
-                    self.ended.push(job);
-                }
-                Work::Transfer(_) | Work::Erase(_) if job.stable && job.result.is_ok() => {
-                    job.work = Work::Sync;
-                    self.sync(job);
-                }
-                Work::Transfer(_) | Work::Erase(_) => self.ended.push(job),
-            }
-        }
-        self.reaped = reaped;
-        for mut job in self.ended.drain(..) {
+            // A sync is rare and slow enough for a look at the size, and every file system in a
+            // guest sends some: a disk that grew is noticed without being told.
+            self.look_at_size |= matches!(job.work, Work::Sync);
             tell(match job.owner {
                 Owner::Request { queue, head } => Ended::Used {
                     queue,
@@ -390,9 +318,7 @@ impl Server {
                     fine: job.result.is_ok(),
                 },
             });
-            job.clear();
-            self.spare.push(job);
-            self.in_flight -= 1;
+            self.waits.recycle(job);
         }
     }
 

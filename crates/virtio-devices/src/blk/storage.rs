@@ -6,18 +6,27 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use guest_memory::{GuestRange, discard_blocks, preadv2, pwritev2};
+use arrayvec::ArrayVec;
+use guest_memory::{AsyncIo, GuestRange, discard_blocks, preadv2, pwritev2};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, ReadWriteFlags, pwrite, retry_on_intr};
 
-use super::image::Image;
+use super::image::{BLOCK_MAX, Image};
+use super::transfers::{Takes, Transfers};
+use super::waits::IN_FLIGHT_MAX;
+use crate::engine::{Engine, EngineKind};
 use crate::ranges;
 
 /// Zeros to write where the kernel cannot make them: large enough that the system calls do not
-/// count.
-static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+/// count, and where direct I/O can take them from.
+static ZEROS: Zeros = Zeros([0; 64 * 1024]);
+
+#[repr(align(4096))]
+struct Zeros([u8; 64 * 1024]);
+
+const _: () = assert!(align_of::<Zeros>() == BLOCK_MAX as usize);
 
 /// What holds the sectors. The seam where tests let a disk fail.
 pub(super) trait Storage: Send + Sync + fmt::Debug {
@@ -48,6 +57,16 @@ pub(super) trait Storage: Send + Sync + fmt::Debug {
 
     /// Bytes that there are at this moment.
     fn bytes(&self) -> io::Result<u64>;
+
+    /// Which transfers need no thread with this engine.
+    fn takes(&self, _engine: EngineKind) -> Takes {
+        Takes::Nothing
+    }
+
+    /// A queue for these transfers, which writes to the eventfd `wake` when some have ended.
+    fn transfers(&self, _engine: &Engine, _wake: BorrowedFd<'_>) -> io::Result<Box<dyn Transfers>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 impl Storage for Image {
@@ -57,7 +76,10 @@ impl Storage for Image {
         offset: u64,
         flags: ReadWriteFlags,
     ) -> io::Result<usize> {
-        preadv2(self.file.as_fd(), into, offset, flags)
+        match &self.direct {
+            Some(direct) => direct.unless_nowait(&self.file, Direction::In, into, offset, flags),
+            None => preadv2(self.file.as_fd(), into, offset, flags),
+        }
     }
 
     fn write(
@@ -66,7 +88,10 @@ impl Storage for Image {
         offset: u64,
         flags: ReadWriteFlags,
     ) -> io::Result<usize> {
-        pwritev2(self.file.as_fd(), from, offset, flags)
+        match &self.direct {
+            Some(direct) => direct.unless_nowait(&self.file, Direction::Out, from, offset, flags),
+            None => pwritev2(self.file.as_fd(), from, offset, flags),
+        }
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -111,6 +136,31 @@ impl Storage for Image {
     fn bytes(&self) -> io::Result<u64> {
         Image::bytes(self)
     }
+
+    fn takes(&self, engine: EngineKind) -> Takes {
+        match (engine, &self.direct) {
+            (EngineKind::IoUring | EngineKind::LinuxAio, Some(direct)) => {
+                Takes::Aligned(direct.alignment)
+            }
+            // Many file systems have no asynchronous write into the page cache: the ring would hand
+            // it to threads of its own, one for a file, and not bounded for each device.
+            (EngineKind::IoUring, None) => Takes::Reads,
+            // It would wait in the call.
+            (EngineKind::LinuxAio, None) | (EngineKind::Threads, _) => Takes::Nothing,
+        }
+    }
+
+    fn transfers(&self, engine: &Engine, wake: BorrowedFd<'_>) -> io::Result<Box<dyn Transfers>> {
+        let (file, entries) = (self.file.as_fd(), IN_FLIGHT_MAX);
+        Ok(Box::new(match engine.choice().kind {
+            EngineKind::IoUring => {
+                let held: ArrayVec<_, 1> = engine.held().map(AsFd::as_fd).into_iter().collect();
+                AsyncIo::io_uring(file, &held, wake, entries)?
+            }
+            EngineKind::LinuxAio => AsyncIo::linux_aio(file, wake, entries)?,
+            EngineKind::Threads => return Err(io::ErrorKind::Unsupported.into()),
+        }))
+    }
 }
 
 fn erase(file: &File, way: FallocateFlags, offset: u64, len: u64) -> Result<(), Errno> {
@@ -119,8 +169,10 @@ fn erase(file: &File, way: FallocateFlags, offset: u64, len: u64) -> Result<(), 
 
 fn write_zeros(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
     while len > 0 {
-        let most = usize::try_from(len).unwrap_or(usize::MAX).min(ZEROS.len());
-        let (zeros, _) = ZEROS.split_at(most);
+        let most = usize::try_from(len)
+            .unwrap_or(usize::MAX)
+            .min(ZEROS.0.len());
+        let (zeros, _) = ZEROS.0.split_at(most);
         match retry_on_intr(|| pwrite(file, zeros, offset))? {
             0 => return Err(io::ErrorKind::WriteZero.into()),
             count => {
@@ -308,6 +360,7 @@ mod tests {
         Image {
             file,
             is_block_device: false,
+            direct: None,
         }
     }
 

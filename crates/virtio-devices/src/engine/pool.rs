@@ -1,21 +1,17 @@
-//! Threads for the calls that may wait: file I/O that is not cached, and every sync.
+//! Threads for the calls that may wait.
 //!
-//! One [`Engine`] serves all devices of a process; a device submits through its own lane.
-//! No lane ever occupies more than [`WORKERS_PER_LANE`] threads, lanes with work take turns, and
+//! One [`Pool`] serves all devices of a process; a device submits through its own lane. No lane ever occupies more than [`WORKERS_PER_LANE`] threads, lanes with work take turns, and
 //! threads are added on demand up to [`MAX_WORKERS`]: a disk that hangs holds up itself only.
-//! The engine does not bound how much a lane queues: its device does, which alone can stop taking
-//! requests. It uses plain threads because a thread's call ends before the process does, which
-//! io_uring does not promise in a PV domain (binding section 6).
+//! The pool does not bound how much a lane queues: its device does, which alone can stop taking
+//! requests. A thread's call ends before its process does.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use rustix::event::{EventfdFlags, eventfd};
 use slab::Slab;
 
 /// Threads that one device can occupy. More than one, so that reads pass a sync.
@@ -24,20 +20,16 @@ const WORKERS_PER_LANE: usize = 4;
 /// Threads of a process: 16 devices can hang completely before others have to wait.
 const MAX_WORKERS: usize = 64;
 
-/// The thread pool. Clones are handles to the same pool; its threads end with the last handle.
+/// Clones are handles to the same threads, which end with the last handle.
 #[derive(Clone, Debug)]
-pub struct Engine {
+pub(super) struct Pool {
     handle: Arc<Handle>,
 }
 
-impl Engine {
-    /// Starts the pool with its first thread.
-    ///
-    /// # Errors
-    ///
-    /// The system has no thread left.
-    pub fn new() -> io::Result<Self> {
-        let pool = Arc::new(Pool {
+impl Pool {
+    /// Starts the first thread; an error if the system has none left.
+    pub(super) fn new() -> io::Result<Self> {
+        let pool = Arc::new(Shared {
             state: Mutex::default(),
             work: Condvar::new(),
         });
@@ -49,7 +41,7 @@ impl Engine {
     }
 
     /// A lane for one device.
-    pub(crate) fn lane(&self) -> Lane {
+    pub(super) fn lane(&self) -> Lane {
         let id = self.handle.pool.lock().lanes.insert(LaneState::default());
         Lane {
             handle: Arc::clone(&self.handle),
@@ -75,8 +67,10 @@ impl Lane {
     /// Queues `job`; the lane's jobs begin in this order.
     pub(crate) fn submit(&self, job: Box<dyn Job>) {
         let pool = &self.handle.pool;
-        let grow = pool.lock().submit(self.id, job);
-        pool.work.notify_one();
+        let Submitted { grow, wake } = pool.lock().submit(self.id, job);
+        if wake {
+            pool.work.notify_one();
+        }
         if grow && let Err(error) = spawn_worker(pool) {
             // Not fatal: the threads that stand get to the job in turn.
             pool.lock().workers -= 1;
@@ -93,9 +87,9 @@ impl Drop for Lane {
     }
 }
 
-/// Closes the pool with the last engine handle and lane.
+/// Closes the pool with the last handle and lane.
 struct Handle {
-    pool: Arc<Pool>,
+    pool: Arc<Shared>,
 }
 
 impl Drop for Handle {
@@ -116,12 +110,12 @@ impl fmt::Debug for Handle {
     }
 }
 
-struct Pool {
+struct Shared {
     state: Mutex<State>,
     work: Condvar,
 }
 
-impl Pool {
+impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code that can panic runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -138,16 +132,18 @@ impl Pool {
             } else if state.closed {
                 return;
             } else {
+                state.idle += 1;
                 state = self
                     .work
                     .wait(state)
                     .unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
             }
         }
     }
 }
 
-fn spawn_worker(pool: &Arc<Pool>) -> io::Result<()> {
+fn spawn_worker(pool: &Arc<Shared>) -> io::Result<()> {
     let pool = Arc::clone(pool);
     thread::Builder::new()
         .name("blk-io".to_owned())
@@ -162,9 +158,19 @@ struct State {
     ready: VecDeque<usize>,
     /// Threads that run.
     workers: usize,
+    /// Those of them that wait for a job, or have been woken for one.
+    idle: usize,
     /// Threads that the lanes could use at this moment.
     wanted: usize,
     closed: bool,
+}
+
+/// What the caller does about a new job.
+struct Submitted {
+    /// Starts one more thread, which is counted already.
+    grow: bool,
+    /// Wakes one, which is a system call that is not made for nothing.
+    wake: bool,
 }
 
 #[derive(Default)]
@@ -202,12 +208,14 @@ impl State {
         Some(result)
     }
 
-    /// True: the caller starts one more thread, which is counted already.
-    fn submit(&mut self, id: usize, job: Box<dyn Job>) -> bool {
+    fn submit(&mut self, id: usize, job: Box<dyn Job>) -> Submitted {
         self.update(id, |lane| lane.jobs.push_back(job));
         let grow = self.wanted > self.workers && self.workers < MAX_WORKERS;
         self.workers += usize::from(grow);
-        grow
+        Submitted {
+            grow,
+            wake: self.idle > 0,
+        }
     }
 
     fn take(&mut self) -> Option<(usize, Box<dyn Job>)> {
@@ -234,55 +242,9 @@ impl State {
     }
 }
 
-/// What the pool has finished for one device, and the descriptor that wakes its loop.
-#[derive(Debug)]
-pub(crate) struct Completions<T> {
-    finished: Mutex<Vec<T>>,
-    wake: OwnedFd,
-}
-
-impl<T> Completions<T> {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            finished: Mutex::default(),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        })
-    }
-
-    /// Called on a thread of the pool.
-    pub(crate) fn push(&self, item: T) {
-        let mut finished = self.lock();
-        finished.push(item);
-        if finished.len() == 1 {
-            // Cannot fail: the counter is 0 while the list is empty.
-            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-        }
-    }
-
-    /// Moves all that is finished into the empty `out`; called on the loop.
-    pub(crate) fn drain_into(&self, out: &mut Vec<T>) {
-        let mut finished = self.lock();
-        if !finished.is_empty() {
-            mem::swap(&mut *finished, out);
-            // Under the lock like the write, so that the descriptor is never readable for nothing.
-            let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-        }
-    }
-
-    /// Readable while something is finished and not drained.
-    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
-        self.finished.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -311,8 +273,8 @@ mod tests {
 
     #[test]
     fn a_lane_that_hangs_stops_no_other() {
-        let engine = Engine::new().unwrap();
-        let (stuck, free) = (engine.lane(), engine.lane());
+        let pool = Pool::new().unwrap();
+        let (stuck, free) = (pool.lane(), pool.lane());
         let (began, begun) = channel();
         let mut gates = Vec::new();
         for _ in 0..10 * WORKERS_PER_LANE {
@@ -339,8 +301,8 @@ mod tests {
 
     #[test]
     fn a_lane_never_has_more_than_its_threads() {
-        let engine = Engine::new().unwrap();
-        let lanes: Vec<_> = (0..3).map(|_| engine.lane()).collect();
+        let pool = Pool::new().unwrap();
+        let lanes: Vec<_> = (0..3).map(|_| pool.lane()).collect();
         let (done, ended) = channel();
         let counts: Vec<_> = lanes
             .iter()
@@ -358,13 +320,13 @@ mod tests {
         for _ in 0..300 {
             assert!(ended.recv().unwrap() < WORKERS_PER_LANE);
         }
-        assert!(engine.handle.pool.lock().workers <= 3 * WORKERS_PER_LANE);
+        assert!(pool.handle.pool.lock().workers <= 3 * WORKERS_PER_LANE);
     }
 
     #[test]
     fn jobs_of_a_lane_begin_in_order() {
-        let engine = Engine::new().unwrap();
-        let lane = engine.lane();
+        let pool = Pool::new().unwrap();
+        let lane = pool.lane();
         let (began, begun) = channel();
         let mut gates = Vec::new();
         for _ in 0..WORKERS_PER_LANE {
@@ -388,8 +350,8 @@ mod tests {
 
     #[test]
     fn dropping_a_lane_drops_what_has_not_begun() {
-        let engine = Engine::new().unwrap();
-        let lane = engine.lane();
+        let pool = Pool::new().unwrap();
+        let lane = pool.lane();
         let (began, begun) = channel();
         let mut gates = Vec::new();
         let held = Arc::new(());
@@ -410,44 +372,10 @@ mod tests {
         drop(gates);
 
         // The pool goes on, and its figures are right again.
-        let lane = engine.lane();
+        let lane = pool.lane();
         let (done, ended) = channel();
         lane.submit(job(move || done.send(()).unwrap()));
         ended.recv().unwrap();
         assert!(begun.try_recv().is_err());
-    }
-
-    #[test]
-    fn completions_wake_until_they_are_drained() {
-        let completions = Completions::new().unwrap();
-        let readable = || {
-            let mut fds = [PollFd::from_borrowed_fd(
-                completions.wake_fd(),
-                PollFlags::IN,
-            )];
-            poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
-        };
-        let mut out = Vec::new();
-        assert!(!readable());
-        for round in 0..3 {
-            completions.push(round);
-            completions.push(round);
-            assert!(readable());
-            completions.drain_into(&mut out);
-            assert_eq!(out, [round, round]);
-            out.clear();
-            assert!(!readable());
-        }
-
-        // Also when both sides are busy at once.
-        thread::scope(|scope| {
-            scope.spawn(|| (0..5000).for_each(|item| completions.push(item)));
-            let mut seen = 0;
-            while seen < 5000 {
-                completions.drain_into(&mut out);
-                seen += out.drain(..).count();
-            }
-        });
-        assert!(!readable());
     }
 }

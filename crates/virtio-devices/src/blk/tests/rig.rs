@@ -48,6 +48,7 @@ pub(super) fn config(queues: u16) -> BlkConfig {
         read_only: false,
         serial: "serial".to_owned(),
         queues,
+        direct: false,
     }
 }
 

@@ -1,0 +1,105 @@
+//! What has finished for one device, and the descriptor that wakes its loop.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// What threads have finished. Others that finish something for the device, the kernel among
+/// them, may write to the eventfd as well.
+#[derive(Debug)]
+pub(crate) struct Completions<T> {
+    finished: Mutex<Vec<T>>,
+    wake: OwnedFd,
+}
+
+impl<T> Completions<T> {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            finished: Mutex::default(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    /// Called on a thread of the pool.
+    pub(crate) fn push(&self, item: T) {
+        let mut finished = self.lock();
+        finished.push(item);
+        if finished.len() == 1 {
+            // Fails only if the counter is about to overflow; then it is readable anyway.
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Whether anything may have finished since the last call. If so, look everywhere: here, and
+    /// where others are that know the descriptor.
+    pub(crate) fn take_wake(&self) -> bool {
+        rustix::io::read(&self.wake, &mut [0; 8]).is_ok()
+    }
+
+    /// Moves all that is finished into the empty `out`; after [`Completions::take_wake`], so that
+    /// what finishes later wakes again.
+    pub(crate) fn drain_into(&self, out: &mut Vec<T>) {
+        let mut finished = self.lock();
+        if !finished.is_empty() {
+            mem::swap(&mut *finished, out);
+        }
+    }
+
+    /// Readable while something may be finished and was not asked for.
+    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::thread;
+
+    #[test]
+    fn completions_wake_until_they_are_taken() {
+        let completions = Completions::new().unwrap();
+        let readable = || {
+            let mut fds = [PollFd::from_borrowed_fd(
+                completions.wake_fd(),
+                PollFlags::IN,
+            )];
+            poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+        };
+        let mut out = Vec::new();
+        assert!(!readable() && !completions.take_wake());
+        for round in 0..3 {
+            completions.push(round);
+            completions.push(round);
+            assert!(readable() && completions.take_wake());
+            completions.drain_into(&mut out);
+            assert_eq!(out, [round, round]);
+            out.clear();
+            assert!(!readable() && !completions.take_wake());
+        }
+    }
+
+    #[test]
+    fn no_completion_is_left_without_a_wake() {
+        let completions = Completions::new().unwrap();
+        let mut out = Vec::new();
+        thread::scope(|scope| {
+            scope.spawn(|| (0..5000).for_each(|item| completions.push(item)));
+            let mut seen = 0;
+            while seen < 5000 {
+                if completions.take_wake() {
+                    completions.drain_into(&mut out);
+                    seen += out.drain(..).count();
+                }
+            }
+        });
+    }
+}
