@@ -78,13 +78,15 @@ impl Uring {
         }
     }
 
-    /// Waits for `count` transfers that were added. False: the kernel does not let us, and they
-    /// may go on for ever.
+    /// Waits for `count` transfers that were added, and lets go of the files at once: left to the
+    /// end of the ring, which the kernel takes apart in the background, they would stay locked for
+    /// a moment. False: the kernel does not let us wait, and the transfers may go on.
     pub(super) fn finish(&mut self, count: usize) -> bool {
         let mut left = count;
         loop {
             left -= self.ring.completion().count().min(left);
             if left == 0 {
+                let _ = self.ring.submitter().unregister_files();
                 return true;
             }
             match self.ring.submit_and_wait(1) {

@@ -167,7 +167,7 @@ fn erase(file: &File, way: FallocateFlags, offset: u64, len: u64) -> Result<(), 
     retry_on_intr(|| fallocate(file, way | FallocateFlags::KEEP_SIZE, offset, len))
 }
 
-fn write_zeros(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
+pub(super) fn write_zeros(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
     while len > 0 {
         let most = usize::try_from(len)
             .unwrap_or(usize::MAX)

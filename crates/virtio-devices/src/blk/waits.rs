@@ -52,19 +52,20 @@ pub(super) struct Waits {
 
 impl Waits {
     pub(super) fn new(storage: Arc<dyn Storage>, engine: &Engine) -> io::Result<Self> {
+        let room = usize::from(IN_FLIGHT_MAX);
         Ok(Self {
             takes: storage.takes(engine.choice().kind),
             storage,
             engine: engine.clone(),
-            lane: engine.lane(),
-            finished: Arc::new(Finished::new()?),
+            lane: engine.lane(room),
+            finished: Arc::new(Finished::new(room)?),
             flushes: Flushes::default(),
             transfers: None,
             added: false,
             in_flight: 0,
-            ended: VecDeque::new(),
+            ended: VecDeque::with_capacity(room),
             spare: Vec::new(),
-            reaped: Vec::new(),
+            reaped: Vec::with_capacity(room),
             moved: Vec::new(),
             refused: Vec::new(),
         })
@@ -224,7 +225,10 @@ impl Waits {
                 .storage
                 .transfers(&self.engine, self.finished.wake_fd())
             {
-                Ok(transfers) => self.transfers = Some(transfers),
+                Ok(transfers) => {
+                    self.moved.reserve(IN_FLIGHT_MAX.into());
+                    self.transfers = Some(transfers);
+                }
                 Err(error) => {
                     let engine = self.engine();
                     tracing::warn!(%engine, %error, "refused by the kernel: threads do its work");

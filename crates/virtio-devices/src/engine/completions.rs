@@ -16,9 +16,10 @@ pub(crate) struct Completions<T> {
 }
 
 impl<T> Completions<T> {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// With room for so many before it has to grow.
+    pub(crate) fn new(room: usize) -> io::Result<Self> {
         Ok(Self {
-            finished: Mutex::default(),
+            finished: Mutex::new(Vec::with_capacity(room)),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
@@ -66,7 +67,7 @@ mod tests {
 
     #[test]
     fn completions_wake_until_they_are_taken() {
-        let completions = Completions::new().unwrap();
+        let completions = Completions::new(0).unwrap();
         let readable = || {
             let mut fds = [PollFd::from_borrowed_fd(
                 completions.wake_fd(),
@@ -89,7 +90,7 @@ mod tests {
 
     #[test]
     fn no_completion_is_left_without_a_wake() {
-        let completions = Completions::new().unwrap();
+        let completions = Completions::new(0).unwrap();
         let mut out = Vec::new();
         thread::scope(|scope| {
             scope.spawn(|| (0..5000).for_each(|item| completions.push(item)));

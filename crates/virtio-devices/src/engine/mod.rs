@@ -160,9 +160,9 @@ impl Engine {
         &self.choice
     }
 
-    /// A lane for one device.
-    pub(crate) fn lane(&self) -> Lane {
-        self.pool.lane()
+    /// A lane for one device, with room for so many jobs before it has to grow.
+    pub(crate) fn lane(&self, room: usize) -> Lane {
+        self.pool.lane(room)
     }
 
     /// What every io_uring has to hold.

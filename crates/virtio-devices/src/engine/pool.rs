@@ -40,9 +40,13 @@ impl Pool {
         })
     }
 
-    /// A lane for one device.
-    pub(super) fn lane(&self) -> Lane {
-        let id = self.handle.pool.lock().lanes.insert(LaneState::default());
+    /// A lane for one device, with room for so many jobs before it has to grow.
+    pub(super) fn lane(&self, room: usize) -> Lane {
+        let lane = LaneState {
+            jobs: VecDeque::with_capacity(room),
+            ..LaneState::default()
+        };
+        let id = self.handle.pool.lock().lanes.insert(lane);
         Lane {
             handle: Arc::clone(&self.handle),
             id,
@@ -274,7 +278,7 @@ mod tests {
     #[test]
     fn a_lane_that_hangs_stops_no_other() {
         let pool = Pool::new().unwrap();
-        let (stuck, free) = (pool.lane(), pool.lane());
+        let (stuck, free) = (pool.lane(0), pool.lane(0));
         let (began, begun) = channel();
         let mut gates = Vec::new();
         for _ in 0..10 * WORKERS_PER_LANE {
@@ -302,7 +306,7 @@ mod tests {
     #[test]
     fn a_lane_never_has_more_than_its_threads() {
         let pool = Pool::new().unwrap();
-        let lanes: Vec<_> = (0..3).map(|_| pool.lane()).collect();
+        let lanes: Vec<_> = (0..3).map(|_| pool.lane(0)).collect();
         let (done, ended) = channel();
         let counts: Vec<_> = lanes
             .iter()
@@ -326,7 +330,7 @@ mod tests {
     #[test]
     fn jobs_of_a_lane_begin_in_order() {
         let pool = Pool::new().unwrap();
-        let lane = pool.lane();
+        let lane = pool.lane(0);
         let (began, begun) = channel();
         let mut gates = Vec::new();
         for _ in 0..WORKERS_PER_LANE {
@@ -351,7 +355,7 @@ mod tests {
     #[test]
     fn dropping_a_lane_drops_what_has_not_begun() {
         let pool = Pool::new().unwrap();
-        let lane = pool.lane();
+        let lane = pool.lane(0);
         let (began, begun) = channel();
         let mut gates = Vec::new();
         let held = Arc::new(());
@@ -372,7 +376,7 @@ mod tests {
         drop(gates);
 
         // The pool goes on, and its figures are right again.
-        let lane = pool.lane();
+        let lane = pool.lane(0);
         let (done, ended) = channel();
         lane.submit(job(move || done.send(()).unwrap()));
         ended.recv().unwrap();

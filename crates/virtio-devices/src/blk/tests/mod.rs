@@ -3,6 +3,7 @@
 mod block_device;
 mod configuration;
 mod endurance;
+mod engines;
 mod erasing;
 mod export;
 mod requests;
