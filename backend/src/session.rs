@@ -270,6 +270,8 @@ impl Session {
                 {
                     tracing::error!(id = %self.id, %fault, "cannot let go of the guest's memory; restart the backend");
                     self.stuck = Some(fault.to_string());
+                } else if self.log.admits() {
+                    tracing::info!(id = %self.id, "detached: nothing of the guest is held");
                 }
                 if !self.anew {
                     self.devices.remove_leaving(&mut host.store, &self.paths)?;
