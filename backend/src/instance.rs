@@ -70,8 +70,10 @@ pub(crate) fn backend_root(own: DomId) -> String {
 /// What a changed path below [`backend_root`] is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
-    /// The list of instances.
+    /// The list of frontends.
     Instances,
+    /// The instances of one frontend.
+    Frontend(DomId),
     /// Keys of an instance that the toolstack writes.
     Instance(InstanceId),
     /// The devices of an instance.
@@ -88,14 +90,17 @@ pub(crate) fn subject(own: DomId, path: &str) -> Subject {
         return Subject::Own;
     };
     let mut parts = rest.split('/').filter(|part| !part.is_empty());
-    let (Some(frontend), Some(handle)) = (parts.next(), parts.next()) else {
+    let Some(frontend) = parts.next() else {
         return Subject::Instances;
+    };
+    let Some(handle) = parts.next() else {
+        return parse_frontend(frontend).map_or(Subject::Own, Subject::Frontend);
     };
     let Some(id) = parse_instance(frontend, handle) else {
         return Subject::Own;
     };
     match (parts.next(), parts.next(), parts.next()) {
-        (None, ..) => Subject::Instances,
+        (None, ..) => Subject::Frontend(id.frontend),
         (Some("online" | "frontend-id" | "frontend"), None, _) => Subject::Instance(id),
         (Some("device"), _, None | Some("online" | "config")) => Subject::Devices(id),
         _ => Subject::Own,
@@ -105,14 +110,17 @@ pub(crate) fn subject(own: DomId, path: &str) -> Subject {
 /// Parses the two directory names of an instance; anything odd is nobody's.
 #[must_use]
 pub(crate) fn parse_instance(frontend: &str, handle: &str) -> Option<InstanceId> {
-    let frontend = u16::try_from(parse_decimal(frontend.as_bytes())?).ok()?;
-    if frontend >= DomId::FIRST_RESERVED.0 {
-        return None;
-    }
     Some(InstanceId {
-        frontend: DomId(frontend),
+        frontend: parse_frontend(frontend)?,
         handle: parse_decimal(handle.as_bytes())?,
     })
+}
+
+/// Parses the name of a frontend's directory.
+#[must_use]
+pub(crate) fn parse_frontend(name: &str) -> Option<DomId> {
+    let domid = u16::try_from(parse_decimal(name.as_bytes())?).ok()?;
+    (domid < DomId::FIRST_RESERVED.0).then_some(DomId(domid))
 }
 
 #[cfg(test)]
@@ -128,8 +136,9 @@ mod tests {
     fn watch_events_are_sorted_by_what_they_are_about() {
         let about = |rest: &str| subject(DomId::DOM0, &format!("{}{rest}", backend_root(DomId(0))));
         assert_eq!(about(""), Subject::Instances);
-        assert_eq!(about("/5"), Subject::Instances);
-        assert_eq!(about("/5/0"), Subject::Instances);
+        assert_eq!(about("/5"), Subject::Frontend(DomId(5)));
+        assert_eq!(about("/5/0"), Subject::Frontend(DomId(5)));
+        assert_eq!(about("/x"), Subject::Own);
         assert_eq!(about("/5/0/online"), Subject::Instance(ID));
         assert_eq!(about("/5/0/state"), Subject::Own);
         assert_eq!(about("/5/0/session"), Subject::Own);

@@ -36,5 +36,5 @@ pub use grants::GrantBuffers;
 pub use guest_log::GUEST_LINES_PER_PERIOD;
 pub use host::Host;
 pub use instance::InstanceId;
-pub use service::{DOMAINS_PER_TURN, MAX_SESSIONS, Service, ServiceError};
+pub use service::{GUESTS_PER_TURN, MAX_SESSIONS, Service, ServiceError};
 pub use start::{StartError, open_host, run, run_dir};

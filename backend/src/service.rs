@@ -3,7 +3,7 @@
 //! It wakes for XenStore watches, event channels, completions of devices and the stop signal,
 //! finds the sessions concerned, and gives each a bounded turn, round robin.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
-use xen_types::{DomId, EvtchnPort};
+use xen_types::{DomId, EvtchnPort, parse_decimal};
 use xenstore::{StoreError, Tree as _};
 
 use crate::gauges::{GaugeSocket, Gauges};
 use crate::host::Host;
-use crate::instance::{InstanceId, Subject, backend_root, parse_instance, subject};
+use crate::instance::{InstanceId, Subject, backend_root, parse_frontend, parse_instance, subject};
 use crate::session::{Session, Turn};
 
 /// Token of the XenStore connection.
@@ -32,9 +32,10 @@ const GAUGES: Token = Token(usize::MAX - 3);
 const EVENTS_PER_TURN: usize = 128;
 /// Watch events handled in one turn, so that a guest writing its state does not keep the loop.
 const WATCHES_PER_TURN: usize = 64;
-/// Instances whose domain is looked for in one turn after some domain ended; each look costs about
-/// eight requests to XenStore, and a guest that reboots without end causes them for everybody.
-pub const DOMAINS_PER_TURN: usize = 32;
+/// Guests that one turn looks after when something may have changed about any of them: a domain
+/// ended, or a flood of watch events was cut short. Each takes about ten requests to XenStore, and
+/// a guest that reboots without end causes them for everybody.
+pub const GUESTS_PER_TURN: usize = 32;
 /// Bus instances served at once; each costs a ring page, a port and a few kilobytes.
 pub const MAX_SESSIONS: usize = 4096;
 
@@ -67,6 +68,10 @@ pub struct Service {
     ready: VecDeque<usize>,
     /// Sessions whose domain may have died, in the order in which they are looked after.
     unchecked: VecDeque<usize>,
+    /// Frontends whose instances may have changed.
+    unscanned: VecDeque<DomId>,
+    /// More may have changed since that set was made.
+    scan_again: bool,
     /// Counts sessions, so that an event for one that is gone does not reach its successor.
     generation: u32,
     ports: Vec<EvtchnPort>,
@@ -122,6 +127,8 @@ impl Service {
             by_port: HashMap::new(),
             ready: VecDeque::new(),
             unchecked: VecDeque::new(),
+            unscanned: VecDeque::new(),
+            scan_again: false,
             generation: 0,
             ports: Vec::new(),
             gauges,
@@ -184,6 +191,7 @@ impl Service {
         }
         self.take_timers();
         self.check_domains();
+        self.scan_some()?;
         self.serve()?;
         Ok(self.has_work())
     }
@@ -217,6 +225,8 @@ impl Service {
     fn has_work(&self) -> bool {
         !self.ready.is_empty()
             || !self.unchecked.is_empty()
+            || !self.unscanned.is_empty()
+            || self.scan_again
             || self.watches_left
             || self.host.store.has_event()
     }
@@ -272,7 +282,8 @@ impl Service {
             match event.token.as_str() {
                 WATCH_RELEASE => self.domains_changed(),
                 WATCH_INSTANCES => match subject(self.host.own, &event.path) {
-                    Subject::Instances => self.scan()?,
+                    Subject::Instances => self.scan_again = true,
+                    Subject::Frontend(frontend) => self.look_for(frontend)?,
                     Subject::Instance(id) => self.look_again(id, Session::instance_changed),
                     Subject::Devices(id) => self.look_again(id, Session::devices_changed),
                     Subject::Own => {}
@@ -308,7 +319,7 @@ impl Service {
     }
 
     fn check_domains(&mut self) {
-        for _ in 0..DOMAINS_PER_TURN {
+        for _ in 0..GUESTS_PER_TURN {
             let Some(key) = self.unchecked.pop_front() else {
                 break;
             };
@@ -320,21 +331,47 @@ impl Service {
         }
     }
 
-    /// Reads the list of instances and makes a session for each new one.
-    fn scan(&mut self) -> Result<(), ServiceError> {
-        // Those that stand have their turn first: one that is gone lets go of its images, and a new
-        // one may have been given them.
-        for (key, session) in &mut self.sessions {
-            session.instance_changed();
-            session.devices_changed();
-            make_ready(&mut self.ready, key, session);
+    /// Looks after every frontend that is known or listed, a few in each turn.
+    ///
+    /// Those that are known come first, and before their own new instances: a session that is gone
+    /// lets go of its images, and a new one may have been given them.
+    fn scan_some(&mut self) -> Result<(), ServiceError> {
+        if self.unscanned.is_empty() && std::mem::take(&mut self.scan_again) {
+            let listed = self.list(&backend_root(self.host.own))?;
+            let known: BTreeSet<_> = self.by_id.keys().map(|id| id.frontend).collect();
+            let listed = listed.iter().filter_map(|name| parse_frontend(name));
+            let new = listed.filter(|frontend| !known.contains(frontend));
+            self.unscanned = known.iter().copied().chain(new).collect();
         }
-        let root = backend_root(self.host.own);
-        for frontend in self.list(&root)? {
-            for handle in self.list(&format!("{root}/{frontend}"))? {
-                if let Some(id) = parse_instance(&frontend, &handle) {
-                    self.discover(id);
-                }
+        for _ in 0..GUESTS_PER_TURN {
+            let Some(frontend) = self.unscanned.pop_front() else {
+                break;
+            };
+            self.look_for(frontend)?;
+        }
+        Ok(())
+    }
+
+    /// Has the sessions of one frontend look, and makes one for each new instance in its list.
+    fn look_for(&mut self, frontend: DomId) -> Result<(), ServiceError> {
+        let all = InstanceId {
+            frontend,
+            handle: 0,
+        }..=InstanceId {
+            frontend,
+            handle: u32::MAX,
+        };
+        for (_, key) in self.by_id.range(all) {
+            if let Some(session) = self.sessions.get_mut(*key) {
+                session.instance_changed();
+                session.devices_changed();
+                make_ready(&mut self.ready, *key, session);
+            }
+        }
+        let directory = format!("{}/{frontend}", backend_root(self.host.own));
+        for handle in self.list(&directory)? {
+            if let Some(handle) = parse_decimal(handle.as_bytes()) {
+                self.discover(InstanceId { frontend, handle });
             }
         }
         Ok(())
