@@ -3,5 +3,4 @@
 mod bring_up;
 mod buses;
 mod devices;
-mod fairness;
 mod memory_contract;

@@ -159,6 +159,27 @@ impl RawGuest {
         range.write(0, &value.to_le_bytes()).expect("in the ring");
     }
 
+    /// How many frames it has sent over this ring.
+    pub fn produced(&mut self) -> u32 {
+        self.link().ring.state().produced
+    }
+
+    /// How many frames it has taken from this ring.
+    pub fn consumed(&mut self) -> u32 {
+        self.link().ring.state().consumed
+    }
+
+    /// Every byte of the ring's pages.
+    pub fn ring_bytes(&mut self) -> Vec<u8> {
+        let area = &self.link().pages.area;
+        let mut bytes = vec![0; area.len()];
+        let range = area.range(0, area.len() as u64, Access::Read);
+        range
+            .and_then(|range| range.read(0, &mut bytes))
+            .expect("the ring");
+        bytes
+    }
+
     /// Puts bytes into the next slot of the ring, whatever they are, and notifies.
     pub fn send_bytes(&mut self, bytes: &[u8]) {
         let link = self.link();
@@ -439,6 +460,18 @@ impl RawDisk {
             pool,
             offered: 0,
         }
+    }
+
+    /// Brings the device up once more after a reset, over the same queue, which is cleared.
+    #[track_caller]
+    pub fn restart(&mut self, rig: &mut Rig, guest: &mut RawGuest) {
+        let len = QueueLayout::contiguous_bytes(Self::SIZE);
+        self.write(self.layout.desc, &vec![0; len as usize]);
+        Self::negotiate(rig, guest, self.dev_num);
+        Self::set_queue(rig, guest, self.dev_num, self.layout);
+        let all = Self::negotiated() | Status::DRIVER_OK;
+        assert_eq!(guest.set_status(rig, self.dev_num, all), all);
+        self.offered = 0;
     }
 
     /// Sends what follows FEATURES_OK, and waits for no answer.

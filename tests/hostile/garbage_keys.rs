@@ -1,9 +1,32 @@
-//! Keys that lie (binding sections 2 and 3): the backend ends the instance before it serves.
+//! Garbage in every key that it may write.
+//!
+//! Attack: It publishes state 3 with keys that are missing, out of bounds, of any bytes, or that
+//! name pages, ports and a ring header that are not what they should be.
+//!
+//! Outcome: The backend reads the keys once, in one transaction, checks each against its offer, maps
+//! the ring only when all are good, and ends the instance (binding sections 2 and 3). The guest may
+//! try again.
+//!
+//! Class: 10 (XSA-115), 2 (XSA-270)
 
 use guest_memory::Access;
+use tests::Random;
 use xen_bus::keys::FrontendKeys;
+use xenstore::Tree as _;
 
-use crate::stage::Stage;
+use crate::rig::stage::{Stage, assert_serves};
+
+const LINE: &str = "WARN cannot attach id=domain … bus 0 fault=…";
+
+/// The instance has ended, and the reason has each of `words`.
+#[track_caller]
+fn assert_refused(stage: &mut Stage, words: &[&str]) {
+    stage.assert_ended(LINE);
+    let error = stage.backend_says("error").unwrap();
+    for word in words {
+        assert!(error.contains(word), "{word:?} is not in {error:?}");
+    }
+}
 
 /// The hostile guest writes its keys after `spoil` has had them; the backend's reason.
 #[track_caller]
@@ -12,7 +35,8 @@ fn refused(spoil: impl FnOnce(&mut Vec<(String, String)>), words: &[&str]) {
     let mut keys = stage.guest.share_ring(2).emit();
     spoil(&mut keys);
     stage.guest.publish(&keys);
-    stage.assert_ended(words);
+    assert_refused(&mut stage, words);
+    stage.finish();
 }
 
 fn set(keys: &mut Vec<(String, String)>, key: &str, value: &str) {
@@ -89,7 +113,7 @@ fn each_key_out_of_bounds() {
         let mut keys = stage.guest.share_ring(2).emit();
         set(&mut keys, key, value);
         stage.guest.publish(&keys);
-        stage.assert_ended(&["frontend's keys"]);
+        assert_refused(&mut stage, &["frontend's keys"]);
         let error = stage.backend_says("error").unwrap();
         assert!(named(&error), "{key}={value}: {error}");
     }
@@ -111,7 +135,7 @@ fn a_value_of_thousands_of_bytes_is_not_repeated_in_the_error() {
     let mut keys = stage.guest.share_ring(2).emit();
     set(&mut keys, "message-size", &"9".repeat(2000));
     stage.guest.publish(&keys);
-    stage.assert_ended(&["key message-size"]);
+    assert_refused(&mut stage, &["key message-size"]);
     assert!(stage.backend_says("error").unwrap().len() < 200);
 }
 
@@ -128,7 +152,7 @@ fn references_that_are_read_only() {
     let page = stage.guest.grant(1, Access::Read);
     set(&mut keys, "ring-ref0", &page.refs[0].to_string());
     stage.guest.publish(&keys);
-    stage.assert_ended(&["ring: domain 2: ", "read-only"]);
+    assert_refused(&mut stage, &["ring: domain 2: ", "read-only"]);
 }
 
 #[test]
@@ -144,7 +168,7 @@ fn a_port_that_was_closed() {
     let old = stage.guest.closed_port().to_string();
     set(&mut keys, "event-channel", &old);
     stage.guest.publish(&keys);
-    stage.assert_ended(&["event channel", &old]);
+    assert_refused(&mut stage, &["event channel", &old]);
 }
 
 #[test]
@@ -160,7 +184,7 @@ fn a_ring_header_that_lies() {
         let keys = stage.guest.share_ring(2).emit();
         stage.guest.scribble(offset, 0xdead_beef);
         stage.guest.publish(&keys);
-        stage.assert_ended(&["ring header", field, "0xdeadbeef"]);
+        assert_refused(&mut stage, &["ring header", field, "0xdeadbeef"]);
     }
 }
 
@@ -170,9 +194,36 @@ fn a_guest_may_try_again_after_it_was_refused() {
     let mut keys = stage.guest.share_ring(2).emit();
     set(&mut keys, "message-size", "9999");
     stage.guest.publish(&keys);
-    stage.assert_ended(&["message-size"]);
+    assert_refused(&mut stage, &["message-size"]);
     stage.guest.drop_link();
     stage.guest.write("state", "1");
     let mut disk = stage.hostile_disk();
-    crate::stage::assert_serves(&mut stage.rig, &mut stage.guest, &mut disk);
+    assert_serves(&mut stage.rig, &mut stage.guest, &mut disk);
+}
+
+#[test]
+fn any_bytes_in_any_key() {
+    let mut random = Random::seeded(7);
+    for _ in 0..40 {
+        let mut stage = Stage::new();
+        let keys = stage.guest.share_ring(2).emit();
+        let (key, _) = &keys[usize::try_from(random.below(keys.len() as u64)).unwrap()];
+        let len = random.below(40);
+        let bytes: Vec<u8> = (0..len)
+            .map(|_| u8::try_from(random.below(256)).unwrap())
+            .collect();
+        for (key, value) in &keys {
+            stage.guest.write(key, value);
+        }
+        let path = stage.bus.front(key);
+        stage.guest.store.write(&path, bytes).unwrap();
+        stage.guest.write("state", "3");
+        stage.rig.settle();
+        if key == "session" {
+            stage.assert_state("2");
+        } else {
+            assert_refused(&mut stage, &[]);
+        }
+        stage.finish();
+    }
 }

@@ -1,0 +1,6 @@
+//! What the rows share.
+
+pub(crate) mod log;
+pub(crate) mod neighbours;
+pub(crate) mod stage;
+mod table;
