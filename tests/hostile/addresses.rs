@@ -10,9 +10,11 @@
 //!
 //! Class: 2 (XSA-270, XSA-432)
 
+use guest_memory::Access;
 use tests::{RawDisk, pattern};
 use virtio_msg::Status;
 use virtqueue::QueueLayout;
+use xen_bus::messages::{AreaResult, AreaShare, ShareFlags};
 
 use crate::rig::stage::{AREA, NEXT, POOL, Stage, WRITE, outcome};
 
@@ -153,6 +155,37 @@ fn each_part_of_a_queue_lies_in_the_area_or_is_refused() {
     RawDisk::set_queue(&mut stage.rig, &mut stage.guest, 0, good);
     assert!(stage.guest.is_enabled(&mut stage.rig, 0, 0));
     stage.finish();
+}
+
+#[test]
+fn a_used_ring_in_an_area_shared_for_reading_is_refused() {
+    for (part, accepted) in [("desc", true), ("avail", true), ("used", false)] {
+        let mut stage = Stage::new();
+        stage.guest.connect(&mut stage.rig);
+        let mut pool = stage.guest.share_pool(&mut stage.rig, 1, POOL);
+        let block = pool.take(4096).unwrap();
+        let good = QueueLayout::contiguous(pool.address(block, 0), RawDisk::SIZE);
+        let page = stage.guest.grant(1, Access::Read);
+        let share = AreaShare {
+            area_id: 2,
+            flags: ShareFlags::CONSECUTIVE,
+            page_count: 1,
+            first: page.refs[0],
+        };
+        let shared = stage.guest.share(&mut stage.rig, share);
+        assert_eq!(shared, AreaResult::DONE);
+        RawDisk::negotiate(&mut stage.rig, &mut stage.guest, 0);
+        let layout = with(good, part, 2 << 48);
+        RawDisk::set_queue(&mut stage.rig, &mut stage.guest, 0, layout);
+        let enabled = stage.guest.is_enabled(&mut stage.rig, 0, 0);
+        assert_eq!(enabled, accepted, "{part}");
+        if !accepted {
+            stage
+                .log
+                .line("WARN queue refused … shared for reading only…");
+        }
+        stage.finish();
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //!
 //! Line: none; the guest alone sees the error.
 //!
-//! Class: 3 (XSA-371), 7 (XSA-424), 9 (XSA-396)
+//! Class: 3 (XSA-371), 7 (XSA-424)
 
 use frontend_shim::Pool;
 use tests::{RawDisk, pattern};

@@ -15,6 +15,7 @@ mod foreign_bytes;
 mod full_ring;
 mod garbage_keys;
 mod indirect_tables;
+mod late_writes;
 mod malformed_frames;
 mod never_reads;
 mod odd_requests;
