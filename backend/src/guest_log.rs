@@ -3,7 +3,9 @@
 //!
 //! What a guest can cause as often as it likes asks [`GuestLog::admits`] first. What it did is not
 //! lost: lines that are not written are counted, and the count is. Faults of the host do not ask.
+//! [`in_full`] says why something failed, down to the first cause.
 
+use std::error::Error;
 use std::mem;
 use std::time::{Duration, Instant};
 
@@ -75,11 +77,47 @@ impl Drop for GuestLog {
     }
 }
 
+/// An error and what caused it, in one line, for the log and for the node `error`.
+pub(crate) fn in_full(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Some errors say their cause themselves.
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use xen_types::DomId;
 
     use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        source: io::Error,
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        for (text, said) in [
+            ("the ring", "the ring: no more pages"),
+            ("the ring: no more pages", "the ring: no more pages"),
+        ] {
+            let source = io::Error::other("no more pages");
+            assert_eq!(in_full(&Layer { text, source }), said);
+        }
+    }
 
     #[test]
     fn a_guest_has_so_many_lines_a_period_and_the_rest_is_counted() {

@@ -22,7 +22,7 @@ use xen_types::EvtchnPort;
 use crate::devices::{Device, Devices};
 use crate::gauges::LinkGauges;
 use crate::grants::Grants;
-use crate::guest_log::GuestLog;
+use crate::guest_log::{GuestLog, in_full};
 use crate::host::Host;
 use crate::instance::InstanceId;
 use crate::sharing::Sharing;
@@ -500,11 +500,13 @@ fn report(
             }
             SlotEvent::Refused { index, error } => {
                 if log.admits() {
+                    let error = in_full(&error);
                     tracing::warn!(id = %log.id(), %dev_num, queue = index, %error, "queue refused");
                 }
             }
             SlotEvent::NeedsReset(reason) => {
                 if log.admits() {
+                    let reason = in_full(&reason);
                     tracing::warn!(id = %log.id(), %dev_num, %reason, "the driver broke a queue; the device needs a reset");
                 }
                 bus.update(dev_num, DeviceSide::needs_reset);

@@ -15,7 +15,7 @@ use xenstore::StoreError;
 
 use crate::devices::{Change, Devices};
 use crate::gauges::InstanceGauges;
-use crate::guest_log::GuestLog;
+use crate::guest_log::{GuestLog, in_full};
 use crate::host::Host;
 use crate::instance::{InstanceId, Paths};
 use crate::link::{Link, LinkFault, LinkTurn};
@@ -268,8 +268,9 @@ impl Session {
                 if let Some(link) = self.link.take()
                     && let Err(fault) = link.close(host)
                 {
+                    let fault = in_full(&fault);
                     tracing::error!(id = %self.id, %fault, "cannot let go of the guest's memory; restart the backend");
-                    self.stuck = Some(fault.to_string());
+                    self.stuck = Some(fault);
                 } else if self.log.admits() {
                     tracing::info!(id = %self.id, "detached: nothing of the guest is held");
                 }
@@ -296,11 +297,12 @@ impl Session {
     }
 
     fn fault(&mut self, fault: &LinkFault) {
+        let fault = in_full(fault);
         if self.log.admits() {
             tracing::warn!(id = %self.id, %fault, "the instance ends");
         }
         self.faults = self.faults.saturating_add(1);
-        self.handshake.fault(fault.to_string());
+        self.handshake.fault(fault);
         self.look = true;
     }
 
@@ -456,11 +458,12 @@ impl Session {
                 Outcome::Done
             }
             Err(fault) => {
+                let fault = in_full(&fault);
                 if self.log.admits() {
                     tracing::warn!(id = %self.id, %fault, "cannot attach");
                 }
                 self.faults = self.faults.saturating_add(1);
-                Outcome::Failed(fault.to_string())
+                Outcome::Failed(fault)
             }
         })
     }

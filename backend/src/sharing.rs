@@ -13,7 +13,7 @@ use xen_hal::{MapError, MappingBuilder};
 use xen_types::{DomId, GrantRef, PAGE_SIZE};
 
 use crate::grants::Grants;
-use crate::guest_log::GuestLog;
+use crate::guest_log::{GuestLog, in_full};
 use crate::host::Host;
 use crate::instance::InstanceId;
 use crate::space::GuestSpace;
@@ -281,9 +281,9 @@ fn refuse(log: &mut GuestLog, error: &MapError) -> AreaResult {
     AreaResult::REFUSED
 }
 
-fn refused_area(log: &mut GuestLog, why: &dyn std::fmt::Display) {
+fn refused_area(log: &mut GuestLog, why: &dyn std::error::Error) {
     if log.admits() {
-        tracing::warn!(id = %log.id(), %why, "area refused");
+        tracing::warn!(id = %log.id(), why = %in_full(why), "area refused");
     }
 }
 
