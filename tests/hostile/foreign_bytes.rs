@@ -16,7 +16,7 @@
 use tests::{RawDisk, pattern};
 use virtio_msg::wire::{DevNum, Frame, Request};
 
-use crate::rig::stage::{AREA, POOL, Stage, outcome};
+use crate::rig::stage::{AREA, POOL, SLOTS, Stage, outcome};
 
 /// What stands on the other guest's disk, in its memory, and in what the backend does for it.
 const SECRET: &[u8; 8] = b"-secret-";
@@ -163,7 +163,6 @@ fn an_image_that_shrank_is_an_error_and_no_memory_of_the_backend() {
 
 /// The first slot for answers in a ring of order 2 with messages of 264 bytes (section 4).
 const ANSWERS: usize = 320 + SLOTS * STRIDE;
-const SLOTS: usize = 16;
 const STRIDE: usize = 320;
 
 #[test]

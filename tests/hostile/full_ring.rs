@@ -16,10 +16,7 @@ use std::time::Duration;
 use tests::pattern;
 use virtio_msg::wire::{DevNum, Frame, Request};
 
-use crate::rig::stage::Stage;
-
-/// Slots of the raw guest's ring in each direction.
-const SLOTS: usize = 16;
+use crate::rig::stage::{SLOTS, Stage};
 
 #[test]
 fn the_backend_sleeps_serves_and_delivers_everything_in_the_end() {

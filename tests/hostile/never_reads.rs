@@ -12,13 +12,10 @@ use virtio_msg::wire::{DevNum, Frame, Request};
 use xen_bus::messages::{AreaShare, PrivateMessage, ShareFlags};
 use xen_types::GrantRef;
 
-use crate::rig::stage::Stage;
+use crate::rig::stage::{SLOTS, Stage};
 
 const LINE: &str =
     "WARN the instance ends id=domain … bus 0 fault=peer has more than 16 requests outstanding";
-
-/// Slots of the raw guest's ring in each direction.
-const SLOTS: usize = 16;
 
 /// Sends until the instance ends; how many frames it took.
 fn flood(stage: &mut Stage, mut send: impl FnMut(&mut Stage)) -> usize {

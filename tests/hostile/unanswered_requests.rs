@@ -11,13 +11,10 @@
 
 use virtio_msg::wire::{BusMessage, Frame, MsgId};
 
-use crate::rig::stage::Stage;
+use crate::rig::stage::{SLOTS, Stage};
 
 const LINE: &str =
     "WARN the instance ends id=domain … bus 0 fault=peer has more than 16 requests outstanding";
-
-/// Slots of the raw guest's ring in each direction.
-const SLOTS: usize = 16;
 
 fn send(stage: &mut Stage, id: u8, payload: &[u8]) {
     let token = stage.guest.token();

@@ -10,6 +10,8 @@ use super::log::Log;
 const BYTES: usize = 64 << 10;
 /// Pages of the area that a guest shares.
 pub(crate) const POOL: usize = 16;
+/// Slots of a raw guest's ring in each direction.
+pub(crate) const SLOTS: usize = 16;
 /// Where area 1 begins.
 pub(crate) const AREA: u64 = 1 << 48;
 
