@@ -12,11 +12,14 @@
 
 use std::time::Duration;
 
+use crate::rig::memory::held;
 use crate::rig::neighbours::{TURNS, withstands};
 use crate::rig::stage::Stage;
 
 /// Different nodes below the watched one; a guest may have 1,000 of all kinds.
 const NODES: usize = 500;
+/// Bytes by which the backend may have grown: 1,024 events of such short paths at most.
+const GROWTH: i64 = 256 << 10;
 /// Events that wait at most, over those that one turn handles, and a few turns for what follows.
 const TURNS_TO_QUIET: usize = 1024 / 64 + 8;
 
@@ -39,6 +42,7 @@ fn writes_before_every_turn_take_nothing_from_the_neighbour() {
 fn what_was_written_while_the_backend_was_away_is_soon_dealt_with() {
     let mut stage = Stage::new();
     let mut disk = stage.hostile_disk();
+    let before = held();
     for round in 0..20 {
         for node in 0..NODES {
             stage.guest.write(&format!("state/{node}"), "");
@@ -52,6 +56,8 @@ fn what_was_written_while_the_backend_was_away_is_soon_dealt_with() {
     let turns = (0..).take_while(|_| service.turn(Some(Duration::ZERO)).unwrap());
     let turns = turns.take(1000).count();
     assert!(turns <= TURNS_TO_QUIET, "{turns} turns");
+    let growth = held() - before;
+    assert!(growth < GROWTH, "{growth} bytes");
     stage.assert_state("4");
     stage.assert_hostile_served(&mut disk);
     stage.log.assert_quiet();

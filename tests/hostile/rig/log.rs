@@ -53,6 +53,11 @@ impl Text {
         text.lines().map(|line| line.trim().to_owned()).collect()
     }
 
+    /// Bytes of memory that the lines take.
+    pub(crate) fn held(&self) -> i64 {
+        i64::try_from(self.0.lock().unwrap().capacity()).unwrap()
+    }
+
     /// The last line that looks like `wanted`.
     #[track_caller]
     pub(crate) fn line(&self, wanted: &str) -> String {
