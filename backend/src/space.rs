@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use guest_memory::{
-    Access, AddressSpace, GuestRange, LeasedRange, Transient, TranslateError, UnmapError,
+    Access, AddressSpace, GuestRange, LeasedRange, Surroundings, Transient, TranslateError,
+    UnmapError,
 };
 use xen_bus::areas::{AreaLimits, AreaTable};
 use xen_types::{BusAddr, Form};
@@ -105,6 +106,10 @@ impl AddressSpace for GuestSpace {
             Some(grants) => grants.fetch_table(addr, into),
             None => self.areas.fetch(addr, into),
         }
+    }
+
+    fn surroundings(&self, addr: u64) -> Option<Surroundings<'_>> {
+        self.areas.surroundings(addr)
     }
 
     fn transient(&self) -> Option<&Arc<dyn Transient>> {

@@ -102,6 +102,13 @@ impl Area {
         self.mapping.whole().narrow(offset, len, access)
     }
 
+    /// All of the area, with the right that the mapping gives.
+    #[inline]
+    #[must_use]
+    pub fn whole(&self) -> GuestRange<'_> {
+        self.mapping.whole()
+    }
+
     /// A counted right to use the memory.
     #[must_use]
     pub fn lease(&self) -> Lease {

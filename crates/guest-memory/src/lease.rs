@@ -49,6 +49,13 @@ impl Lease {
         self.mapping.whole().narrow(offset, len, access)
     }
 
+    /// All of the area, with the right that the mapping gives.
+    #[inline]
+    #[must_use]
+    pub fn whole(&self) -> GuestRange<'_> {
+        self.mapping.whole()
+    }
+
     /// A checked window that holds a lease of its own.
     ///
     /// # Errors

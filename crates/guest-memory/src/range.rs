@@ -65,6 +65,16 @@ impl<'a> GuestRange<'a> {
         }
     }
 
+    /// A range without bytes.
+    pub(crate) const fn empty() -> Self {
+        Self {
+            base: NonNull::dangling(),
+            len: 0,
+            access: Access::Read,
+            mapped: PhantomData,
+        }
+    }
+
     /// Where it begins, for who hands the memory to the kernel.
     #[inline]
     #[must_use]
@@ -129,6 +139,24 @@ impl<'a> GuestRange<'a> {
         Ok(GuestRange {
             base: self.at(offset, size)?,
             len: size,
+            access,
+            mapped: PhantomData,
+        })
+    }
+
+    /// As [`GuestRange::narrow`], for those who ask elsewhere if the answer is no. It is no also
+    /// for a part without bytes.
+    #[inline]
+    pub(crate) fn part(&self, offset: u64, len: u32, access: Access) -> Option<GuestRange<'a>> {
+        let (start, len) = (usize::try_from(offset).ok()?, len as usize);
+        let left = self.len.checked_sub(start)?;
+        if len.wrapping_sub(1) >= left || !self.access.allows(access) {
+            return None;
+        }
+        Some(GuestRange {
+            // SAFETY: `start` is at most the length of the range.
+            base: unsafe { self.base.add(start) },
+            len,
             access,
             mapped: PhantomData,
         })

@@ -3,7 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::{Access, Area, GuestRange, Lease, LeasedRange, RangeError, Transient};
+#[cfg(doc)]
+use crate::Cursor;
+use crate::{Access, Area, GuestRange, Lease, LeasedRange, RangeError, Surroundings, Transient};
 
 /// Looks bus addresses up. Usable as `&dyn AddressSpace`.
 pub trait AddressSpace {
@@ -28,6 +30,13 @@ pub trait AddressSpace {
         len: u32,
         access: Access,
     ) -> Result<LeasedRange, TranslateError>;
+
+    /// All that is shared in one piece around `addr`, for a [`Cursor`] to remember. `None`: nothing
+    /// is, or it is not known cheaply; then [`AddressSpace::translate`] is asked each time.
+    fn surroundings(&self, addr: u64) -> Option<Surroundings<'_>> {
+        let _ = addr;
+        None
+    }
 
     /// Copies the bytes at `addr` once.
     ///
@@ -147,6 +156,13 @@ impl AddressSpace for FlatSpace {
         self.lease
             .window(self.offset(addr)?, len.into(), access)
             .map_err(|error| TranslateError::from_range(error, addr, len))
+    }
+
+    fn surroundings(&self, _: u64) -> Option<Surroundings<'_>> {
+        Some(Surroundings {
+            first: self.base,
+            memory: self.lease.whole(),
+        })
     }
 }
 

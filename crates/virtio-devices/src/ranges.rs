@@ -2,7 +2,7 @@
 //! (fact sheet section 1.2: framing carries no meaning).
 
 use arrayvec::ArrayVec;
-use guest_memory::{Access, AddressSpace, GuestRange, MAX_IOVECS};
+use guest_memory::{Access, AddressSpace, Cursor, GuestRange, MAX_IOVECS};
 use virtqueue::{Chain, Segment};
 
 /// Descriptors of one request: what one system call takes, and far above the 128 that our
@@ -27,9 +27,10 @@ impl<'a> Ranges<'a> {
         space: &'a dyn AddressSpace,
         chain: &Chain,
     ) -> Result<(), Unreachable> {
-        self.add(space, chain.readable(), Access::Read)?;
+        let mut memory = Cursor::new(space);
+        self.add(&mut memory, chain.readable(), Access::Read)?;
         self.readable = self.all.len();
-        self.add(space, chain.writable(), Access::Write)
+        self.add(&mut memory, chain.writable(), Access::Write)
     }
 
     /// Looks up the writable descriptors alone.
@@ -38,17 +39,17 @@ impl<'a> Ranges<'a> {
         space: &'a dyn AddressSpace,
         chain: &Chain,
     ) -> Result<(), Unreachable> {
-        self.add(space, chain.writable(), Access::Write)
+        self.add(&mut Cursor::new(space), chain.writable(), Access::Write)
     }
 
     fn add(
         &mut self,
-        space: &'a dyn AddressSpace,
+        memory: &mut Cursor<'a>,
         segments: &[Segment],
         access: Access,
     ) -> Result<(), Unreachable> {
         for segment in segments {
-            let range = space
+            let range = memory
                 .translate(segment.addr, segment.len, access)
                 .map_err(|_| Unreachable)?;
             self.all.try_push(range).map_err(|_| Unreachable)?;

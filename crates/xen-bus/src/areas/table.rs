@@ -1,9 +1,10 @@
 //! What is shared at this moment, and the look-up of bus addresses in it (binding section 5).
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::mem;
 
-use guest_memory::{Access, AddressSpace, Area, GuestRange, LeasedRange, TranslateError};
+use guest_memory::{
+    Access, AddressSpace, Area, GuestRange, LeasedRange, Surroundings, TranslateError,
+};
 use xen_types::{AreaId, BusAddr, Form};
 
 use super::{AreaRefusal, ShareJob};
@@ -28,11 +29,18 @@ impl Default for AreaLimits {
     }
 }
 
+/// Ids of which a table knows without a search where they are, if no two agree in the low bits:
+/// those of a driver that counts its areas from any number on.
+const GUESSES: u16 = 64;
+
 /// The areas of one instance.
 #[derive(Debug)]
 pub struct AreaTable {
     limits: AreaLimits,
-    areas: BTreeMap<AreaId, State>,
+    /// Ascending by id.
+    areas: Vec<(AreaId, State)>,
+    /// By the low bits of an id: where it is in `areas`, perhaps.
+    guesses: [u16; GUESSES as usize],
     pages: u32,
     /// Pages of the same share that are mapped for something else.
     elsewhere: u32,
@@ -72,7 +80,8 @@ impl AreaTable {
     pub const fn new(limits: AreaLimits) -> Self {
         Self {
             limits,
-            areas: BTreeMap::new(),
+            areas: Vec::new(),
+            guesses: [0; GUESSES as usize],
             pages: 0,
             elsewhere: 0,
         }
@@ -98,7 +107,7 @@ impl AreaTable {
 
     /// The requests behind the areas that are shared: what a restarted backend maps again.
     pub fn shared(&self) -> impl Iterator<Item = &AreaShare> {
-        self.areas.values().filter_map(|state| match state {
+        self.areas.iter().filter_map(|(_, state)| match state {
             State::Shared { request, .. } => Some(request),
             State::Pending => None,
         })
@@ -117,7 +126,7 @@ impl AreaTable {
     pub fn begin_share(&mut self, request: AreaShare) -> Result<ShareJob, AreaRefusal> {
         let job = ShareJob::new(request)?;
         let (areas, wanted) = (self.areas.len(), job.pages());
-        let Entry::Vacant(place) = self.areas.entry(job.id()) else {
+        let Err(place) = self.search(job.id()) else {
             return Err(AreaRefusal::InUse(job.id()));
         };
         let AreaLimits {
@@ -136,14 +145,15 @@ impl AreaTable {
                 used: self.pages.saturating_add(self.elsewhere),
                 max: max_area_pages,
             })?;
-        place.insert(State::Pending);
+        self.areas.insert(place, (job.id(), State::Pending));
+        self.guess();
         Ok(job)
     }
 
     /// Ends AREA_SHARE well: from now on addresses in `area` translate. The answer is returned.
     pub fn finish_share(&mut self, job: ShareJob, area: Area) -> AreaReply {
         let request = *job.request();
-        self.areas.insert(job.id(), State::Shared { request, area });
+        self.set(job.id(), State::Shared { request, area });
         job.reply(AreaResult::DONE)
     }
 
@@ -161,14 +171,14 @@ impl AreaTable {
     pub fn begin_unshare(&mut self, area_id: u16) -> Result<(Withdrawal, Area), AreaRefusal> {
         let unknown = AreaRefusal::Unknown(area_id);
         let id = AreaId::new(area_id).ok_or(unknown)?;
-        let Some(State::Shared { area, .. }) = self.areas.get(&id) else {
+        let Some(State::Shared { area, .. }) = self.get(id) else {
             return Err(unknown);
         };
         match area.leases() {
             0 => {}
             leases => return Err(AreaRefusal::Busy { id, leases }),
         }
-        match self.areas.insert(id, State::Pending) {
+        match self.set(id, State::Pending) {
             Some(State::Shared { request, area }) => {
                 let pages = request.page_count;
                 Ok((Withdrawal { id, pages }, area))
@@ -189,21 +199,57 @@ impl AreaTable {
 
     /// Ends the instance: every area, to be unmapped.
     pub fn into_areas(self) -> impl Iterator<Item = Area> {
-        self.areas.into_values().filter_map(|state| match state {
+        self.areas.into_iter().filter_map(|(_, state)| match state {
             State::Shared { area, .. } => Some(area),
             State::Pending => None,
         })
     }
 
     fn free(&mut self, id: AreaId, pages: u32) {
-        self.areas.remove(&id);
+        if let Ok(place) = self.search(id) {
+            self.areas.remove(place);
+            self.guess();
+        }
         self.pages = self.pages.saturating_sub(pages);
+    }
+
+    /// Where an id is, or belongs.
+    fn search(&self, id: AreaId) -> Result<usize, usize> {
+        self.areas.binary_search_by_key(&id, |(id, _)| *id)
+    }
+
+    /// What stands behind an id. A guess that is wrong costs a search, nothing else.
+    fn get(&self, id: AreaId) -> Option<&State> {
+        let guess = self.guesses.get(usize::from(id.get() % GUESSES))?;
+        match self.areas.get(usize::from(*guess)) {
+            Some((there, state)) if *there == id => Some(state),
+            _ => {
+                let (_, state) = self.areas.get(self.search(id).ok()?)?;
+                Some(state)
+            }
+        }
+    }
+
+    /// Puts something else behind an id in use, and returns what was there.
+    fn set(&mut self, id: AreaId, state: State) -> Option<State> {
+        let place = self.search(id).ok()?;
+        let (_, there) = self.areas.get_mut(place)?;
+        Some(mem::replace(there, state))
+    }
+
+    /// Areas have come or gone: guesses anew.
+    fn guess(&mut self) {
+        for (place, (id, _)) in (0..).zip(&self.areas) {
+            if let Some(guess) = self.guesses.get_mut(usize::from(id.get() % GUESSES)) {
+                *guess = place;
+            }
+        }
     }
 
     /// The area and the offset that an address names; one of the grant form names none.
     fn look_up(&self, addr: u64) -> Result<(&Area, u64), TranslateError> {
         match BusAddr(addr).form() {
-            Some(Form::Area { id, offset }) => match self.areas.get(&id) {
+            Some(Form::Area { id, offset }) => match self.get(id) {
                 Some(State::Shared { area, .. }) => Some((area, offset)),
                 Some(State::Pending) | None => None,
             },
@@ -235,6 +281,14 @@ impl AddressSpace for AreaTable {
         area.lease()
             .window(offset, len.into(), access)
             .map_err(|error| TranslateError::from_range(error, addr, len))
+    }
+
+    fn surroundings(&self, addr: u64) -> Option<Surroundings<'_>> {
+        let (area, offset) = self.look_up(addr).ok()?;
+        Some(Surroundings {
+            first: addr - offset,
+            memory: area.whole(),
+        })
     }
 }
 

@@ -1,0 +1,197 @@
+//! Looking addresses up one after the other: what every buffer of every queue goes through.
+
+use std::fmt;
+
+use crate::{Access, AddressSpace, GuestRange, TranslateError};
+
+/// A piece of an address space that is one piece of memory, too.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// Bus address of its first byte.
+    pub first: u64,
+    /// The memory, with the right that it is shared with.
+    pub memory: GuestRange<'a>,
+}
+
+/// Looks addresses up, and remembers the piece that the last one lay in. Where a driver puts
+/// everything into one area, all look-ups but the first are two comparisons and an addition.
+///
+/// It borrows the address space, so what it remembers is still shared.
+pub struct Cursor<'a> {
+    space: &'a dyn AddressSpace,
+    near: Surroundings<'a>,
+}
+
+impl<'a> Cursor<'a> {
+    /// A cursor that remembers nothing yet.
+    #[inline]
+    #[must_use]
+    pub fn new(space: &'a dyn AddressSpace) -> Self {
+        Self {
+            space,
+            near: Surroundings {
+                first: 0,
+                memory: GuestRange::empty(),
+            },
+        }
+    }
+
+    /// As [`AddressSpace::translate`].
+    ///
+    /// # Errors
+    /// As [`AddressSpace::translate`].
+    #[inline]
+    pub fn translate(
+        &mut self,
+        addr: u64,
+        len: u32,
+        access: Access,
+    ) -> Result<GuestRange<'a>, TranslateError> {
+        if let Some(range) = self.near.part(addr, len, access) {
+            return Ok(range);
+        }
+        self.look_up(addr, len, access)
+    }
+
+    /// Out of line, so that the usual case stays small.
+    #[cold]
+    #[inline(never)]
+    fn look_up(
+        &mut self,
+        addr: u64,
+        len: u32,
+        access: Access,
+    ) -> Result<GuestRange<'a>, TranslateError> {
+        if let Some(near) = self.space.surroundings(addr)
+            && let Some(range) = near.part(addr, len, access)
+        {
+            self.near = near;
+            return Ok(range);
+        }
+        self.space.translate(addr, len, access)
+    }
+}
+
+impl<'a> Surroundings<'a> {
+    #[inline]
+    fn part(&self, addr: u64, len: u32, access: Access) -> Option<GuestRange<'a>> {
+        // An address before the first byte comes out as an offset beyond the last.
+        self.memory.part(addr.wrapping_sub(self.first), len, access)
+    }
+}
+
+impl fmt::Debug for Cursor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cursor")
+            .field("near", &self.near)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::{Area, LeasedRange};
+    use proptest::prelude::*;
+
+    /// Two areas of one page, 1 at 1 << 48 and 2 at 2 << 48. Counts how often it is asked.
+    struct Two {
+        areas: [Area; 2],
+        asked: Cell<u32>,
+    }
+
+    impl Two {
+        fn new() -> Self {
+            Self {
+                areas: [(); 2].map(|()| Area::anonymous(4096).unwrap()),
+                asked: Cell::new(0),
+            }
+        }
+
+        fn area(&self, addr: u64) -> Option<&Area> {
+            self.areas
+                .get(usize::try_from(addr >> 48).unwrap().wrapping_sub(1))
+        }
+    }
+
+    impl AddressSpace for Two {
+        fn translate(
+            &self,
+            addr: u64,
+            len: u32,
+            access: Access,
+        ) -> Result<GuestRange<'_>, TranslateError> {
+            let area = self.area(addr).ok_or(TranslateError::Unknown { addr })?;
+            area.range(addr & ((1 << 48) - 1), len.into(), access)
+                .map_err(|error| TranslateError::from_range(error, addr, len))
+        }
+
+        fn translate_leased(
+            &self,
+            _: u64,
+            _: u32,
+            _: Access,
+        ) -> Result<LeasedRange, TranslateError> {
+            unreachable!("a cursor looks up what is borrowed")
+        }
+
+        fn surroundings(&self, addr: u64) -> Option<Surroundings<'_>> {
+            self.asked.set(self.asked.get() + 1);
+            Some(Surroundings {
+                first: addr & !((1 << 48) - 1),
+                memory: self.area(addr)?.whole(),
+            })
+        }
+    }
+
+    #[test]
+    fn the_space_is_asked_when_the_piece_changes() {
+        let space = Two::new();
+        let mut cursor = Cursor::new(&space);
+        for (addr, asked) in [
+            (1 << 48, 1),
+            (1 << 48 | 4080, 1),
+            (2 << 48, 2),
+            (2 << 48 | 16, 2),
+            (1 << 48, 3),
+        ] {
+            cursor.translate(addr, 16, Access::Write).unwrap();
+            assert_eq!(space.asked.get(), asked, "{addr:#x}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_remembered_that_was_not_looked_up() {
+        let space = Two::new();
+        let mut cursor = Cursor::new(&space);
+        for (addr, len) in [(0, 0), (0, 1), (u64::MAX, 1)] {
+            let error = cursor.translate(addr, len, Access::Read).unwrap_err();
+            assert_eq!(error, TranslateError::Unknown { addr });
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_answers_as_the_space_does(
+            asked in prop::collection::vec(
+                (0u64..4, prop_oneof![0..20u64, 4080..4100u64, (1u64 << 48) - 5..1u64 << 48],
+                 prop_oneof![0..20u32, 4090..4100u32, Just(u32::MAX)], any::<bool>()),
+                1..40,
+            ),
+        ) {
+            let space = Two::new();
+            let mut cursor = Cursor::new(&space);
+            for (area, offset, len, write) in asked {
+                let addr = area << 48 | offset;
+                let access = if write { Access::Write } else { Access::Read };
+                let place = |range: GuestRange<'_>| (range.base(), range.len(), range.access());
+                prop_assert_eq!(
+                    cursor.translate(addr, len, access).map(place),
+                    space.translate(addr, len, access).map(place)
+                );
+            }
+        }
+    }
+}
