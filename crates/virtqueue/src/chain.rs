@@ -7,7 +7,6 @@
 use guest_memory::Access;
 
 use crate::MAX_INDIRECT_ENTRIES;
-use crate::descriptor::Descriptor;
 
 /// Most bytes of a chain (VIRTIO 1.4, 2.7.5: a driver must not add longer ones).
 pub const MAX_CHAIN_BYTES: u64 = 1 << 32;
@@ -27,7 +26,6 @@ pub struct Chain {
     head: u16,
     segments: Vec<Segment>,
     readable: usize,
-    writing: bool,
     readable_len: u64,
     writable_len: u64,
     /// Descriptors of an indirect table that was too long to be read; else 0.
@@ -131,33 +129,40 @@ impl Chain {
         self.segments.clear();
         self.head = head;
         self.readable = 0;
-        self.writing = false;
         self.readable_len = 0;
         self.writable_len = 0;
         self.oversize = 0;
     }
 
-    /// Adds a direct descriptor. Empty ones are skipped: VIRTIO does not forbid them. False: it is
-    /// readable and follows a writable one.
+    /// Adds bytes for the device to read; only before any to be written.
     #[inline]
-    pub(crate) fn push(&mut self, descriptor: Descriptor) -> bool {
-        let Descriptor { addr, len, .. } = descriptor;
-        if descriptor.has(Descriptor::WRITE) {
-            self.writing = true;
-            self.writable_len += u64::from(len);
-        } else if self.writing {
-            return false;
-        } else {
-            self.readable_len += u64::from(len);
-            self.readable += usize::from(len != 0);
-        }
+    pub(crate) fn push_readable(&mut self, addr: u64, len: u32) {
+        self.readable_len += u64::from(len);
+        self.push(addr, len);
+    }
+
+    /// No more bytes to read come.
+    #[inline]
+    pub(crate) fn end_readable(&mut self) {
+        self.readable = self.segments.len();
+    }
+
+    /// Adds bytes for the device to write.
+    #[inline]
+    pub(crate) fn push_writable(&mut self, addr: u64, len: u32) {
+        self.writable_len += u64::from(len);
+        self.push(addr, len);
+    }
+
+    /// Empty ones are skipped: VIRTIO does not forbid them.
+    #[inline]
+    fn push(&mut self, addr: u64, len: u32) {
         if len != 0 {
             if self.segments.len() == self.segments.capacity() {
                 self.grow();
             }
             self.segments.push(Segment { addr, len });
         }
-        true
     }
 
     /// Out of line, so that the walk keeps its registers: a chain in use grows only a few times.

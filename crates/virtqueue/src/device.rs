@@ -10,7 +10,7 @@ use crate::indirect::IndirectTable;
 use crate::memory::{Step, fence};
 use crate::notify::Notifier;
 use crate::ring::{DeviceRings, NO_INTERRUPT, NO_NOTIFY};
-use crate::walk::follow;
+use crate::walk::{Part, follow};
 use crate::{
     Chain, DescriptorAt, QueueFault, QueueLayout, QueueState, RingFeatures, SetupError, StateError,
 };
@@ -120,11 +120,8 @@ impl DeviceQueue {
         space: &S,
         chain: &mut Chain,
     ) -> Result<bool, QueueFault> {
-        if self.fault.is_some() {
-            return Ok(false);
-        }
         self.take(space, chain)
-            .inspect_err(|&fault| self.fault = Some(fault))
+            .inspect_err(|&fault| self.stop(fault))
     }
 
     /// Returns a chain of which the first `written` writable bytes were written. The driver sees it
@@ -249,6 +246,7 @@ impl DeviceQueue {
         space: &S,
         chain: &mut Chain,
     ) -> Result<bool, QueueFault> {
+        // A queue that has stopped has seen nothing, and looks no more.
         if self.next_avail == self.seen_avail && !self.look()? {
             return Ok(false);
         }
@@ -262,17 +260,28 @@ impl DeviceQueue {
         }
         chain.start(head);
         let fetch = |index| self.rings.descriptor(index);
-        if let Some((index, descriptor)) = follow(chain, head, size, DescriptorAt::Ring, fetch)? {
-            self.table.walk(space, chain, index, descriptor)?;
+        let place = DescriptorAt::Ring;
+        if let Some(indirect) = follow(chain, Part::Readable, head, size, place, fetch)? {
+            self.table.walk(space, chain, &indirect)?;
         }
         *taken = true;
         self.next_avail = self.next_avail.wrapping_add(1);
         Ok(true)
     }
 
+    /// For good. What was seen and not taken is forgotten, so that nothing is left to take.
+    #[cold]
+    fn stop(&mut self, fault: QueueFault) {
+        self.seen_avail = self.next_avail;
+        self.fault = Some(fault);
+    }
+
     /// Step 3: looks at the driver's index. False: nothing new.
     #[inline]
     fn look(&mut self) -> Result<bool, QueueFault> {
+        if self.fault.is_some() {
+            return Ok(false);
+        }
         let (idx, next, size) = (self.rings.avail_idx(), self.next_avail, self.size);
         let new = idx.wrapping_sub(next);
         if new > size {

@@ -6,7 +6,7 @@
 use guest_memory::AddressSpace;
 
 use crate::descriptor::{DESCRIPTOR_BYTES, Descriptor};
-use crate::walk::follow;
+use crate::walk::{Indirect, follow};
 use crate::{Chain, DescriptorAt, QueueFault};
 
 /// Most descriptors of an indirect table. Linux sends tables of up to seg_max + 2 whatever the
@@ -27,14 +27,20 @@ impl IndirectTable {
         }
     }
 
-    /// Collects the chain in the table that ring descriptor `referrer` names.
+    /// Collects the chain in the table that a ring descriptor names. Out of line, so that chains
+    /// without a table keep their registers.
+    #[inline(never)]
     pub(crate) fn walk<S: AddressSpace + ?Sized>(
         &mut self,
         space: &S,
         chain: &mut Chain,
-        referrer: u16,
-        descriptor: Descriptor,
+        indirect: &Indirect,
     ) -> Result<(), QueueFault> {
+        let Indirect {
+            index: referrer,
+            descriptor,
+            part,
+        } = *indirect;
         let at = DescriptorAt::Ring(referrer);
         let Descriptor { addr, len, .. } = descriptor;
         let Some(room) = &mut self.room else {
@@ -63,9 +69,11 @@ impl IndirectTable {
             let words = table.get(usize::from(entry)).copied().unwrap_or_default();
             Descriptor::from_words(words.map(u64::from_le_bytes))
         };
-        match follow(chain, 0, entries, place, fetch)? {
+        match follow(chain, part, 0, entries, place, fetch)? {
             None => Ok(()),
-            Some((entry, _)) => Err(QueueFault::IndirectNested { at: place(entry) }),
+            Some(nested) => Err(QueueFault::IndirectNested {
+                at: place(nested.index),
+            }),
         }
     }
 }

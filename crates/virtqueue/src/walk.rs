@@ -4,29 +4,43 @@
 use crate::descriptor::Descriptor;
 use crate::{Chain, DescriptorAt, QueueFault};
 
-/// Collects a chain from descriptor `first` of a table of `entries` on. Fetches each descriptor
-/// once and at most `entries` of them. Ends at the end of the chain, or at an indirect descriptor,
-/// which it returns with its index.
+/// Which part of a chain a walk is in. Bytes for the device to read come first, then those for it
+/// to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Readable,
+    Writable,
+}
+
+/// The walk has come to an indirect descriptor.
+#[derive(Debug)]
+pub(crate) struct Indirect {
+    /// Its place in the table.
+    pub(crate) index: u16,
+    pub(crate) descriptor: Descriptor,
+    /// Where its table goes on.
+    pub(crate) part: Part,
+}
+
+/// Collects a chain from descriptor `first` of a table of `entries` on, beginning in `part`.
+/// Fetches each descriptor once and at most `entries` of them. Ends at the end of the chain, or at
+/// an indirect descriptor.
+///
+/// One loop for each part: most of what a chain costs is here, and so no descriptor is asked
+/// which part the ones before it were in.
 #[inline]
 pub(crate) fn follow(
     chain: &mut Chain,
+    part: Part,
     first: u16,
     entries: u16,
     place: impl Fn(u16) -> DescriptorAt,
     fetch: impl Fn(u16) -> Descriptor,
-) -> Result<Option<(u16, Descriptor)>, QueueFault> {
-    let mut index = first;
-    for _ in 0..entries {
-        let descriptor = fetch(index);
-        if descriptor.has(Descriptor::INDIRECT) {
-            return Ok(Some((index, descriptor)));
-        }
-        if !chain.push(descriptor) {
-            return Err(QueueFault::ReadableAfterWritable { at: place(index) });
-        }
-        if !descriptor.has(Descriptor::NEXT) {
-            return Ok(None);
-        }
+) -> Result<Option<Indirect>, QueueFault> {
+    const UNUSUAL: u16 = Descriptor::INDIRECT | Descriptor::WRITE;
+    let head = chain.head();
+    let mut left = entries;
+    let mut link = |index, descriptor: &Descriptor| {
         let next = descriptor.next;
         if next >= entries {
             return Err(QueueFault::NextOutOfRange {
@@ -35,10 +49,47 @@ pub(crate) fn follow(
                 entries,
             });
         }
-        index = next;
+        left -= 1;
+        if left == 0 {
+            return Err(QueueFault::Loop { head, entries });
+        }
+        Ok(next)
+    };
+    let mut index = first;
+    let mut descriptor = fetch(index);
+    if part == Part::Readable {
+        while descriptor.flags & UNUSUAL == 0 {
+            chain.push_readable(descriptor.addr, descriptor.len);
+            if !descriptor.has(Descriptor::NEXT) {
+                chain.end_readable();
+                return Ok(None);
+            }
+            index = link(index, &descriptor)?;
+            descriptor = fetch(index);
+        }
+        chain.end_readable();
+        if descriptor.has(Descriptor::INDIRECT) {
+            return Ok(Some(Indirect {
+                index,
+                descriptor,
+                part,
+            }));
+        }
     }
-    Err(QueueFault::Loop {
-        head: chain.head(),
-        entries,
-    })
+    while descriptor.flags & UNUSUAL == Descriptor::WRITE {
+        chain.push_writable(descriptor.addr, descriptor.len);
+        if !descriptor.has(Descriptor::NEXT) {
+            return Ok(None);
+        }
+        index = link(index, &descriptor)?;
+        descriptor = fetch(index);
+    }
+    if descriptor.has(Descriptor::INDIRECT) {
+        return Ok(Some(Indirect {
+            index,
+            descriptor,
+            part: Part::Writable,
+        }));
+    }
+    Err(QueueFault::ReadableAfterWritable { at: place(index) })
 }
