@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod counted;
 mod disk;
 mod machine;
 mod process;

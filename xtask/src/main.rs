@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod counts;
 mod deps;
 mod fuzz;
 mod loom;
@@ -29,6 +30,10 @@ enum Task {
     ///
     /// Only manifests and sources are read, nothing is built. Every finding is printed; one is enough to fail.
     Deps,
+    /// Count the instructions of a chain and of a message, and compare them with their limits
+    ///
+    /// Needs Debian's valgrind, and says so where it is missing. The tests are built as a release is.
+    Counts,
     /// Run the loom tests: every interleaving of the lock-free code, within loom's bounds
     ///
     /// They are the models of the message ring (xen-bus) and of the virtqueue. They are built in a target folder of their own, because cfg(loom) changes every crate.
@@ -52,6 +57,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     match task {
+        Task::Counts => counts::run(),
         Task::Deps => deps::check(&workspace),
         Task::Loom => loom::run(&workspace),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),

@@ -1,0 +1,215 @@
+//! What `tests/instructions` counts: the device's side of chains and of ring messages, so many
+//! rounds of a batch. Only what is below `measured` counts; the peer's side is outside.
+//!
+//!     instruction-probe ROUNDS chain DESCRIPTORS direct|indirect AREAS PAGES
+//!     instruction-probe ROUNDS message BYTES
+
+#![forbid(unsafe_code)]
+
+use std::hint::black_box;
+
+use guest_memory::{Access, AddressSpace, Area};
+use tests::counted::BATCH;
+use virtqueue::{Chain, DeviceQueue, DriverQueue, QueueLayout, RingFeatures, Segment};
+use xen_bus::areas::{AreaLimits, AreaTable};
+use xen_bus::layout::RingLayout;
+use xen_bus::messages::{AreaShare, ShareFlags};
+use xen_bus::ring::MessageRing;
+use xen_types::{AreaId, BusAddr, GrantRef, PAGE_SIZE, Session};
+
+/// Entries of the queue, and descriptors of an indirect table.
+const QUEUE: u16 = 256;
+const TABLE: u16 = 4;
+
+/// Pages of a ring that has room for a batch of the longest messages.
+const RING_ORDER: u32 = 3;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let number = |text: &str| text.parse::<u32>().expect("a number");
+    match arguments[..] {
+        [rounds, "chain", descriptors, form, areas, pages] => Chains::new(
+            number(descriptors),
+            form == "indirect",
+            u16::try_from(number(areas)).expect("an area id"),
+            number(pages),
+        )
+        .run(number(rounds)),
+        [rounds, "message", bytes] => messages(number(bytes), number(rounds)),
+        _ => panic!("see the top of this program"),
+    }
+}
+
+/// A driver that fills a queue, and the device's end of it.
+struct Chains {
+    table: AreaTable,
+    areas: u16,
+    bytes: u64,
+    descriptors: u32,
+    driver: DriverQueue,
+    device: DeviceQueue,
+    next: u64,
+}
+
+impl Chains {
+    /// So many areas of so many pages. The queue is at the front of the first.
+    fn new(descriptors: u32, indirect: bool, areas: u16, pages: u32) -> Self {
+        let mut table = AreaTable::new(AreaLimits {
+            max_areas: areas.into(),
+            max_area_pages: pages * u32::from(areas),
+        });
+        for area_id in 1..=areas {
+            let request = AreaShare {
+                area_id,
+                flags: ShareFlags::DEVICE_WRITE | ShareFlags::CONSECUTIVE,
+                page_count: pages,
+                first: GrantRef(8),
+            };
+            let job = table.begin_share(request).expect("a legal request");
+            let area = Area::anonymous(pages as usize * PAGE_SIZE).expect("memory");
+            table.finish_share(job, area);
+        }
+        let layout = QueueLayout::contiguous(address(1, 0), QUEUE);
+        let features = RingFeatures {
+            indirect,
+            event_idx: true,
+        };
+        let tables =
+            layout.desc + u64::from(QueueLayout::contiguous_bytes(QUEUE)).next_multiple_of(16);
+        let driver = DriverQueue::new(&table, layout, features)
+            .and_then(|queue| queue.with_indirect_tables(&table, tables, TABLE))
+            .expect("room for a queue");
+        let device = DeviceQueue::new(&table, layout, features).expect("the driver's queue");
+        Self {
+            table,
+            areas,
+            bytes: u64::from(pages) * PAGE_SIZE as u64,
+            descriptors,
+            driver,
+            device,
+            next: 0,
+        }
+    }
+
+    fn run(mut self, rounds: u32) {
+        let mut chain = Chain::new();
+        for _ in 0..rounds {
+            for _ in 0..BATCH {
+                self.offer();
+            }
+            self.driver.publish();
+            let space: &dyn AddressSpace = black_box(&self.table);
+            let (notify, taken) = measured::chains(&mut self.device, space, &mut chain);
+            assert_eq!(taken, BATCH);
+            black_box(notify);
+            for _ in 0..BATCH {
+                self.driver
+                    .pop_used()
+                    .expect("a good device")
+                    .expect("its return");
+            }
+        }
+    }
+
+    /// One segment to write, or one to read with all others to write, as a block read has them.
+    fn offer(&mut self) {
+        let segments: Vec<Segment> = (0..self.descriptors).map(|_| self.segment()).collect();
+        let readable = usize::from(segments.len() > 1);
+        let (readable, writable) = segments.split_at(readable);
+        self.driver.add(readable, writable).expect("room");
+    }
+
+    /// Somewhere behind the queue: another page each time, and another area.
+    fn segment(&mut self) -> Segment {
+        self.next += 1;
+        let area = u16::try_from(self.next % u64::from(self.areas)).expect("an area") + 1;
+        let offset = self.next * PAGE_SIZE as u64 % (self.bytes / 2) + self.bytes / 2;
+        Segment {
+            addr: address(area, offset),
+            len: 512,
+        }
+    }
+}
+
+fn address(area: u16, offset: u64) -> u64 {
+    let id = AreaId::new(area).expect("an area id");
+    BusAddr::in_area(id, offset).expect("an offset").0
+}
+
+/// Messages of `bytes` from one end of a ring to the other, a batch at a time.
+fn messages(bytes: u32, rounds: u32) {
+    let layout = RingLayout::new(RING_ORDER, bytes).expect("a layout");
+    let len = usize::try_from(layout.bytes()).expect("a few pages");
+    let area = Area::anonymous(len).expect("memory");
+    let window = || {
+        area.lease()
+            .window(0, layout.bytes(), Access::Write)
+            .expect("all of it")
+    };
+    let mut frontend = MessageRing::create(window(), layout, Session(1)).expect("a ring");
+    let mut backend = MessageRing::attach(window(), layout, Session(1)).expect("the same ring");
+    let mut frame = vec![0; bytes as usize];
+    frame[6..8].copy_from_slice(&u16::try_from(bytes).expect("a size").to_le_bytes());
+    let mut buffer = vec![0; bytes as usize];
+    for _ in 0..rounds {
+        measured::messages(&mut frontend, &mut backend, &frame, &mut buffer);
+    }
+}
+
+/// What callgrind counts. Not inlined, so that it finds their beginning and end.
+mod measured {
+    use std::hint::black_box;
+
+    use guest_memory::{Access, AddressSpace, Cursor};
+    use tests::counted::BATCH;
+    use virtqueue::{Chain, DeviceQueue};
+    use xen_bus::ring::MessageRing;
+
+    /// Takes all chains, looks their segments up, returns them, publishes, and looks whether the
+    /// driver wants to know; how many there were.
+    #[inline(never)]
+    pub(super) fn chains(
+        queue: &mut DeviceQueue,
+        space: &dyn AddressSpace,
+        chain: &mut Chain,
+    ) -> (bool, u32) {
+        let mut memory = Cursor::new(space);
+        let mut taken = 0;
+        while queue.pop(space, chain).expect("a good driver") {
+            assert!(chain.refusal().is_none());
+            for segment in chain.readable() {
+                let range = memory.translate(segment.addr, segment.len, Access::Read);
+                black_box(&range.expect("shared"));
+            }
+            let mut written = 0;
+            for segment in chain.writable() {
+                let range = memory.translate(segment.addr, segment.len, Access::Write);
+                black_box(&range.expect("shared"));
+                written += segment.len;
+            }
+            queue.push_used(chain.head(), written).expect("in flight");
+            taken += 1;
+        }
+        (queue.publish(), taken)
+    }
+
+    /// Sends a batch, publishes it, takes it out at the other end, and gives the slots back.
+    #[inline(never)]
+    pub(super) fn messages(
+        from: &mut MessageRing,
+        to: &mut MessageRing,
+        frame: &[u8],
+        buffer: &mut [u8],
+    ) {
+        for _ in 0..BATCH {
+            from.try_send(frame).expect("room");
+        }
+        black_box(from.flush());
+        for _ in 0..BATCH {
+            let len = to.try_recv(buffer).expect("a good peer");
+            assert_eq!(len, Some(frame.len()));
+        }
+        black_box(to.consume());
+    }
+}
