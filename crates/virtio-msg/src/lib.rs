@@ -75,6 +75,7 @@ mod instant;
 mod queue;
 mod round_robin;
 mod status;
+pub mod stock;
 pub mod wire;
 
 pub use device::{

@@ -40,30 +40,30 @@ fn claiming(claim: impl Fn(&mut DeviceInfoResponse) + 'static) -> Pair {
 }
 
 #[test]
-fn one_queue_comes_up_in_6_round_trips_and_24_messages() {
-    let info = DeviceInfo {
-        queue_max: vec![256],
-        ..block_device()
-    };
-    let mut pair = Pair::with(
-        info,
-        DriverConfig {
-            queues: 1,
-            ..wants()
-        },
-        limits(),
-    );
-    pair.forget();
-    let now = pair.now;
-    pair.driver.update(DEV, |driver| driver.start(now));
-    let mut rounds = Vec::new();
-    while !pair.driver().is_running() {
-        assert!(pair.step(), "stuck after {rounds:?}");
-        rounds.push(pair.driver_end.take().len());
+fn any_number_of_queues_that_fits_the_slots_comes_up_in_6_round_trips() {
+    // Requests and responses of each round trip. The third asks for each queue's limits, the fifth
+    // sets each up and asks for it.
+    for (queues, messages) in [
+        (1, [2, 2, 10, 4, 4, 2]),
+        (2, [2, 2, 12, 4, 8, 2]),
+        (8, [2, 2, 24, 4, 32, 2]),
+    ] {
+        let info = DeviceInfo {
+            queue_max: vec![256; queues.into()],
+            ..block_device()
+        };
+        let wants = DriverConfig { queues, ..wants() };
+        let mut pair = Pair::with(info, wants, limits());
+        pair.forget();
+        let now = pair.now;
+        pair.driver.update(DEV, |driver| driver.start(now));
+        let mut rounds = Vec::new();
+        while !pair.driver().is_running() {
+            assert!(pair.step(), "stuck after {rounds:?}");
+            rounds.push(pair.driver_end.take().len());
+        }
+        assert_eq!(rounds, messages, "{queues} queues");
     }
-    // Requests and responses of each round trip.
-    assert_eq!(rounds, [2, 2, 10, 4, 4, 2]);
-    assert_eq!(rounds.iter().sum::<usize>(), 24);
 }
 
 #[test]

@@ -19,3 +19,4 @@ mod driver_life;
 mod driver_queue;
 mod lossy;
 mod rig;
+mod stock_order;
