@@ -29,6 +29,7 @@ mod sharing;
 mod slot;
 mod space;
 mod start;
+mod timers;
 
 pub use devices::MAX_DEVICES;
 pub use gauges::{Gauges, InstanceGauges, LinkGauges};
@@ -36,5 +37,5 @@ pub use grants::GrantBuffers;
 pub use guest_log::GUEST_LINES_PER_PERIOD;
 pub use host::Host;
 pub use instance::InstanceId;
-pub use service::{GUESTS_PER_TURN, MAX_SESSIONS, Service, ServiceError};
+pub use service::{GUESTS_PER_TURN, LoopCounters, MAX_SESSIONS, Service, ServiceError};
 pub use start::{StartError, open_host, run, run_dir};

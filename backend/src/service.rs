@@ -18,6 +18,7 @@ use crate::gauges::{GaugeSocket, Gauges};
 use crate::host::Host;
 use crate::instance::{InstanceId, Subject, backend_root, parse_frontend, parse_instance, subject};
 use crate::session::{Session, Turn};
+use crate::timers::Timers;
 
 /// Token of the XenStore connection.
 const STORE: Token = Token(usize::MAX);
@@ -55,6 +56,15 @@ pub enum ServiceError {
     Io(#[from] io::Error),
 }
 
+/// What the loop has done; how much of it one event causes says what idle guests cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoopCounters {
+    /// Times that the kernel was asked for events.
+    pub rounds: u64,
+    /// Turns that sessions were given.
+    pub turns: u64,
+}
+
 /// The backend of one domain.
 #[derive(Debug)]
 pub struct Service {
@@ -66,6 +76,7 @@ pub struct Service {
     by_port: HashMap<EvtchnPort, usize>,
     /// Sessions with something to do, in the order in which they get their turn.
     ready: VecDeque<usize>,
+    timers: Timers,
     /// Sessions whose domain may have died, in the order in which they are looked after.
     unchecked: VecDeque<usize>,
     /// Frontends whose instances may have changed.
@@ -79,6 +90,7 @@ pub struct Service {
     /// The last turn did not get to the end of the watch events.
     watches_left: bool,
     stopping: bool,
+    counters: LoopCounters,
 }
 
 impl Service {
@@ -126,6 +138,7 @@ impl Service {
             by_id: BTreeMap::new(),
             by_port: HashMap::new(),
             ready: VecDeque::new(),
+            timers: Timers::default(),
             unchecked: VecDeque::new(),
             unscanned: VecDeque::new(),
             scan_again: false,
@@ -134,6 +147,7 @@ impl Service {
             gauges,
             watches_left: false,
             stopping: false,
+            counters: LoopCounters::default(),
         })
     }
 
@@ -155,6 +169,7 @@ impl Service {
     /// XenStore or the loop failed.
     pub fn turn(&mut self, limit: Option<Duration>) -> Result<bool, ServiceError> {
         let wait = self.wait_limit(limit);
+        self.counters.rounds += 1;
         match self.poll.poll(&mut self.events, wait) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
             other => other?,
@@ -196,6 +211,18 @@ impl Service {
         Ok(self.has_work())
     }
 
+    /// What the loop has done.
+    #[must_use]
+    pub fn counters(&self) -> LoopCounters {
+        self.counters
+    }
+
+    /// When the next turn comes without an event; `None`: never, so that waiting costs nothing.
+    #[must_use]
+    pub fn next_timer(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
     /// How many instances are known.
     #[must_use]
     pub fn sessions(&self) -> usize {
@@ -235,13 +262,10 @@ impl Service {
         if self.has_work() {
             return Some(Duration::ZERO);
         }
-        let now = Instant::now();
         let timer = self
-            .sessions
-            .iter()
-            .filter_map(|(_, session)| session.deadline())
-            .min()
-            .map(|deadline| deadline.saturating_duration_since(now));
+            .timers
+            .next()
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
         match (limit, timer) {
             (Some(limit), Some(timer)) => Some(limit.min(timer)),
             (limit, timer) => limit.or(timer),
@@ -417,9 +441,12 @@ impl Service {
     }
 
     fn take_timers(&mut self) {
+        if self.timers.next().is_none() {
+            return;
+        }
         let now = Instant::now();
-        for (key, session) in &mut self.sessions {
-            if session.deadline().is_some_and(|deadline| deadline <= now) {
+        while let Some(key) = self.timers.take_due(now) {
+            if let Some(session) = self.sessions.get_mut(key) {
                 make_ready(&mut self.ready, key, session);
             }
         }
@@ -435,6 +462,7 @@ impl Service {
                 continue;
             };
             session.queued = false;
+            self.counters.turns += 1;
             let before = session.port();
             let turn = session.turn(&mut self.host, self.poll.registry())?;
             let after = session.port();
@@ -446,10 +474,13 @@ impl Service {
                     self.by_port.insert(port, key);
                 }
             }
+            // Only here: a session changes its deadline in its turn, or is ready for one.
+            self.timers.set(key, session.deadline());
             match turn {
                 Turn::Idle => {}
                 Turn::More => make_ready(&mut self.ready, key, session),
                 Turn::Gone => {
+                    self.timers.set(key, None);
                     let session = self.sessions.remove(key);
                     self.by_id.remove(&session.id());
                     session.forget(&mut self.host);

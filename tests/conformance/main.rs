@@ -4,3 +4,4 @@ mod bring_up;
 mod buses;
 mod devices;
 mod memory_contract;
+mod scale;
