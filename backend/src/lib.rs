@@ -39,3 +39,5 @@ pub use host::Host;
 pub use instance::InstanceId;
 pub use service::{GUESTS_PER_TURN, LoopCounters, MAX_SESSIONS, Service, ServiceError};
 pub use start::{StartError, open_host, run, run_dir};
+/// What serves requests that wait, and why: `EngineChoice::of_this_machine` says it of any machine.
+pub use virtio_devices::{EngineChoice, EngineKind};

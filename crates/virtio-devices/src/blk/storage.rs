@@ -58,6 +58,11 @@ pub(super) trait Storage: Send + Sync + fmt::Debug {
     /// Bytes that there are at this moment.
     fn bytes(&self) -> io::Result<u64>;
 
+    /// Whether transfers go through the page cache.
+    fn is_cached(&self) -> bool {
+        false
+    }
+
     /// Which transfers need no thread with this engine.
     fn takes(&self, _engine: EngineKind) -> Takes {
         Takes::Nothing
@@ -135,6 +140,10 @@ impl Storage for Image {
 
     fn bytes(&self) -> io::Result<u64> {
         Image::bytes(self)
+    }
+
+    fn is_cached(&self) -> bool {
+        self.direct.is_none()
     }
 
     fn takes(&self, engine: EngineKind) -> Takes {

@@ -16,7 +16,7 @@ use virtqueue::Chain;
 
 use super::flush::Flushes;
 use super::job::{Finished, Job, Waiting, Work};
-use super::storage::Storage;
+use super::storage::{Direction, Storage};
 use super::transfers::{Moved, Takes, Transfers};
 use crate::engine::{Engine, EngineKind, Lane};
 use crate::ranges::Unreachable;
@@ -35,6 +35,8 @@ pub(super) struct Waits {
     flushes: Flushes,
     /// What goes to `transfers`.
     takes: Takes,
+    /// Transfers go through the page cache.
+    is_cached: bool,
     /// Made for the first transfer that waits: most devices find all they need in the page cache.
     transfers: Option<Box<dyn Transfers>>,
     /// Something was added to `transfers` and is not begun.
@@ -55,6 +57,7 @@ impl Waits {
         let room = usize::from(IN_FLIGHT_MAX);
         Ok(Self {
             takes: storage.takes(engine.choice().kind),
+            is_cached: storage.is_cached(),
             storage,
             engine: engine.clone(),
             lane: engine.lane(room),
@@ -178,9 +181,13 @@ impl Waits {
 
     fn assign(&mut self, job: Waiting) {
         match job.work {
-            Work::Transfer(_) => {
+            Work::Transfer(transfer) => {
                 if let Err(job) = self.add(job) {
-                    self.lane.submit(job);
+                    match transfer.direction {
+                        // File systems let one writer at a time into a file's cached pages.
+                        Direction::Out if self.is_cached => self.lane.submit_in_turn(job),
+                        _ => self.lane.submit(job),
+                    }
                 }
             }
             Work::Erase(_) => self.lane.submit(job),

@@ -44,6 +44,7 @@ impl Pool {
     pub(super) fn lane(&self, room: usize) -> Lane {
         let lane = LaneState {
             jobs: VecDeque::with_capacity(room),
+            in_turn: VecDeque::with_capacity(room),
             ..LaneState::default()
         };
         let id = self.handle.pool.lock().lanes.insert(lane);
@@ -68,10 +69,19 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    /// Queues `job`; the lane's jobs begin in this order.
+    /// Queues `job`; such jobs begin in this order.
     pub(crate) fn submit(&self, job: Box<dyn Job>) {
+        self.add(job, Order::Free);
+    }
+
+    /// Queues `job`, to run when no other of this kind does: for what would only contend.
+    pub(crate) fn submit_in_turn(&self, job: Box<dyn Job>) {
+        self.add(job, Order::InTurn);
+    }
+
+    fn add(&self, job: Box<dyn Job>, order: Order) {
         let pool = &self.handle.pool;
-        let Submitted { grow, wake } = pool.lock().submit(self.id, job);
+        let Submitted { grow, wake } = pool.lock().submit(self.id, job, order);
         if wake {
             pool.work.notify_one();
         }
@@ -81,6 +91,15 @@ impl Lane {
             tracing::warn!(%error, "no further I/O thread");
         }
     }
+}
+
+/// What may run beside a job of the same lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// Anything.
+    Free,
+    /// Anything but another such.
+    InTurn,
 }
 
 impl Drop for Lane {
@@ -128,11 +147,11 @@ impl Shared {
     fn run_worker(&self) {
         let mut state = self.lock();
         loop {
-            if let Some((id, job)) = state.take() {
+            if let Some((id, job, order)) = state.take() {
                 drop(state);
                 job.run();
                 state = self.lock();
-                state.finish(id);
+                state.finish(id, order);
             } else if state.closed {
                 return;
             } else {
@@ -180,18 +199,39 @@ struct Submitted {
 #[derive(Default)]
 struct LaneState {
     jobs: VecDeque<Box<dyn Job>>,
+    in_turn: VecDeque<Box<dyn Job>>,
+    /// Jobs that run, the one of `in_turn` among them.
     running: usize,
+    /// One of `in_turn` runs.
+    turn_taken: bool,
     ready: bool,
     closed: bool,
 }
 
 impl LaneState {
+    /// Whether the next of `in_turn` may run.
+    fn has_turn(&self) -> bool {
+        !self.in_turn.is_empty() && !self.turn_taken
+    }
+
     fn wanted(&self) -> usize {
-        (self.jobs.len() + self.running).min(WORKERS_PER_LANE)
+        (self.jobs.len() + self.running + usize::from(self.has_turn())).min(WORKERS_PER_LANE)
     }
 
     fn may_begin(&self) -> bool {
-        !self.jobs.is_empty() && self.running < WORKERS_PER_LANE
+        self.running < WORKERS_PER_LANE && (self.has_turn() || !self.jobs.is_empty())
+    }
+
+    /// The one in turn first, as there is at most one of them beside the others.
+    fn begin(&mut self) -> Option<(Box<dyn Job>, Order)> {
+        let next = if self.has_turn() {
+            self.turn_taken = true;
+            self.in_turn.pop_front().map(|job| (job, Order::InTurn))
+        } else {
+            self.jobs.pop_front().map(|job| (job, Order::Free))
+        };
+        self.running += usize::from(next.is_some());
+        next
     }
 }
 
@@ -212,35 +252,44 @@ impl State {
         Some(result)
     }
 
-    fn submit(&mut self, id: usize, job: Box<dyn Job>) -> Submitted {
-        self.update(id, |lane| lane.jobs.push_back(job));
+    fn submit(&mut self, id: usize, job: Box<dyn Job>, order: Order) -> Submitted {
+        let may_begin = self.update(id, |lane| {
+            match order {
+                Order::Free => lane.jobs.push_back(job),
+                Order::InTurn => lane.in_turn.push_back(job),
+            }
+            lane.may_begin()
+        });
         let grow = self.wanted > self.workers && self.workers < MAX_WORKERS;
         self.workers += usize::from(grow);
         Submitted {
             grow,
-            wake: self.idle > 0,
+            // What may not begin yet is found by the thread that ends what it waits for.
+            wake: self.idle > 0 && may_begin == Some(true),
         }
     }
 
-    fn take(&mut self) -> Option<(usize, Box<dyn Job>)> {
+    fn take(&mut self) -> Option<(usize, Box<dyn Job>, Order)> {
         let id = self.ready.pop_front()?;
-        let job = self.update(id, |lane| {
+        let (job, order) = self.update(id, |lane| {
             lane.ready = false;
-            lane.running += 1;
-            lane.jobs.pop_front()
+            lane.begin()
         })??;
-        Some((id, job))
+        Some((id, job, order))
     }
 
-    fn finish(&mut self, id: usize) {
-        self.update(id, |lane| lane.running -= 1);
+    fn finish(&mut self, id: usize, order: Order) {
+        self.update(id, |lane| {
+            lane.running -= 1;
+            lane.turn_taken &= order == Order::Free;
+        });
     }
 
-    fn close_lane(&mut self, id: usize) -> VecDeque<Box<dyn Job>> {
+    fn close_lane(&mut self, id: usize) -> [VecDeque<Box<dyn Job>>; 2] {
         self.ready.retain(|ready| *ready != id);
         self.update(id, |lane| {
             lane.closed = true;
-            mem::take(&mut lane.jobs)
+            [mem::take(&mut lane.jobs), mem::take(&mut lane.in_turn)]
         })
         .unwrap_or_default()
     }
@@ -350,6 +399,40 @@ mod tests {
         drop(gates.pop());
         let seen: Vec<_> = (0..50).map(|_| order.recv().unwrap()).collect();
         assert_eq!(seen, (0..50).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_runs_in_turn_is_alone_of_its_kind_and_in_order() {
+        let pool = Pool::new().unwrap();
+        let lane = pool.lane(0);
+        let (began, begun) = channel();
+        let (done, order) = channel();
+        let running = Arc::new(AtomicUsize::new(0));
+        let (first, gate) = gated(&began);
+        lane.submit_in_turn(first);
+        begun.recv().unwrap();
+        for turn in 0..50 {
+            let (running, done) = (Arc::clone(&running), done.clone());
+            lane.submit_in_turn(job(move || {
+                let others = running.fetch_add(1, Ordering::SeqCst);
+                thread::yield_now();
+                running.fetch_sub(1, Ordering::SeqCst);
+                done.send((turn, others)).unwrap();
+            }));
+        }
+        // Others pass them meanwhile.
+        let (passed, seen) = channel();
+        for _ in 0..10 {
+            let passed = passed.clone();
+            lane.submit(job(move || passed.send(()).unwrap()));
+        }
+        for _ in 0..10 {
+            seen.recv().unwrap();
+        }
+        assert!(order.try_recv().is_err());
+        drop(gate);
+        let turns: Vec<_> = (0..50).map(|_| order.recv().unwrap()).collect();
+        assert_eq!(turns, (0..50).map(|turn| (turn, 0)).collect::<Vec<_>>());
     }
 
     #[test]

@@ -154,6 +154,10 @@ impl Storage for Held {
         self.image.bytes()
     }
 
+    fn is_cached(&self) -> bool {
+        self.image.is_cached()
+    }
+
     fn takes(&self, engine: EngineKind) -> Takes {
         self.image.takes(engine)
     }
