@@ -7,6 +7,7 @@
 use guest_memory::Access;
 
 use crate::MAX_INDIRECT_ENTRIES;
+use crate::indirect::RawDescriptor;
 
 /// Most bytes of a chain (VIRTIO 1.4, 2.7.5: a driver must not add longer ones).
 pub const MAX_CHAIN_BYTES: u64 = 1 << 32;
@@ -30,6 +31,8 @@ pub struct Chain {
     writable_len: u64,
     /// Descriptors of an indirect table that was too long to be read; else 0.
     oversize: u32,
+    /// Room for the copy of an indirect table, as long as the longest so far.
+    pub(crate) table: Vec<RawDescriptor>,
 }
 
 /// Why a well-formed chain must not be executed. Its head goes back; the ring goes on.

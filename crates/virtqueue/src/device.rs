@@ -6,7 +6,7 @@
 
 use guest_memory::{Access, AddressSpace};
 
-use crate::indirect::IndirectTable;
+use crate::indirect;
 use crate::memory::{Step, fence};
 use crate::notify::Notifier;
 use crate::ring::{DeviceRings, NO_INTERRUPT, NO_NOTIFY};
@@ -34,7 +34,6 @@ pub struct DeviceQueue {
     /// By head: taken and not yet returned.
     in_flight: Box<[bool]>,
     signal: Notifier,
-    table: IndirectTable,
     fault: Option<QueueFault>,
 }
 
@@ -65,7 +64,6 @@ impl DeviceQueue {
             republish: false,
             in_flight: vec![false; size.into()].into_boxed_slice(),
             signal: Notifier::default(),
-            table: IndirectTable::new(features.indirect),
             fault: None,
         }
     }
@@ -261,8 +259,8 @@ impl DeviceQueue {
         chain.start(head);
         let fetch = |index| self.rings.descriptor(index);
         let place = DescriptorAt::Ring;
-        if let Some(indirect) = follow(chain, Part::Readable, head, size, place, fetch)? {
-            self.table.walk(space, chain, &indirect)?;
+        if let Some(found) = follow(chain, Part::Readable, head, size, place, fetch)? {
+            indirect::walk(space, self.features.indirect, chain, &found)?;
         }
         *taken = true;
         self.next_avail = self.next_avail.wrapping_add(1);
