@@ -1,0 +1,3 @@
+# Reads its disk until it is destroyed.
+
+load

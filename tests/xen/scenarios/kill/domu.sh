@@ -1,0 +1,3 @@
+# Reads its disk for ever, whatever happens to the backend.
+
+load
