@@ -1,0 +1,3 @@
+# Reads whatever devices there are, for ever.
+
+load
