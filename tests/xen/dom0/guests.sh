@@ -39,9 +39,13 @@ wait_for_guest() {
     [ "$code" = 0 ] || fail "the script of guest $1 ended with $code: see guest-$1.log"
 }
 
-# wait_for_report NAME KEY: until the guest has reported KEY.
-wait_for_report() { wait_for_line "$1" "@@LAB report $2="; }
+# wait_for_report NAME KEY: until the guest has reported KEY; fails if its script ends without.
+wait_for_report() {
+    wait_for_line "$1" "@@LAB report $2=\|@@LAB guest-code="
+    grep -q "@@LAB report $2=" "$(console "$1")" || fail "the script of guest $1 ended before it reported $2: see guest-$1.log"
+}
 
+# wait_for_line NAME PATTERN: on the guest's console.
 wait_for_line() {
     until grep -q "$2" "$(console "$1")"; do
         xl domid "$1" >/dev/null 2>&1 || fail "guest $1 died: see guest-$1.log"
