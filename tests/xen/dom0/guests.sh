@@ -23,7 +23,7 @@ on_crash="destroy"
 extra="console=hvc0 loglevel=4 panic=1 lab=${2:-$SCENARIO/domu}"
 ${GUEST_OPTIONS:-}
 CFG
-    xl create -p -q "/run/guests/$1.cfg" || lab_failed "xl create of $1 failed"
+    xl create -p -q "/run/guests/$1.cfg" >>"$RESULTS/xl.log" 2>&1 || lab_failed "xl create of $1 failed: see xl.log"
 }
 
 # start_guest NAME: lets it go and waits until its script starts.
