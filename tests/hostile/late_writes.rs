@@ -169,6 +169,7 @@ fn device(dir: &TempDir) -> Blk {
         read_only: false,
         serial: String::new(),
         queues: 1,
+        direct: false,
     };
     Blk::open(&config, &Engine::new().unwrap()).unwrap()
 }

@@ -101,10 +101,22 @@ impl Loan {
         &mut self.parts
     }
 
-    /// Whether every part has memory.
+    /// How many parts are without memory.
     #[must_use]
-    pub fn is_whole(&self) -> bool {
-        self.parts.iter().all(|part| part.memory.is_some())
+    pub fn missing(&self) -> usize {
+        let missing = |part: &&Part| part.memory.is_none();
+        self.parts.iter().filter(missing).count()
+    }
+
+    /// Writes the very last byte; false: it has no memory, or may not be written.
+    #[must_use]
+    pub fn put_last(&self, byte: u8) -> bool {
+        let Some((last, part)) = (0_u64..).zip(&self.parts).last() else {
+            return false;
+        };
+        let own = (last << PART_SHIFT) + u64::from(part.len.saturating_sub(1));
+        self.translate(own, 1, Access::Write)
+            .is_ok_and(|range| range.write(0, &[byte]).is_ok())
     }
 
     fn part(
@@ -169,10 +181,14 @@ mod tests {
         let mut loan = Loan::default();
         let head = loan.add(1 << 63, 16, Access::Read);
         let data = loan.add(1 << 63, 4096, Access::Write);
-        assert!(!loan.is_whole());
+        assert_eq!(loan.missing(), 2);
+        assert!(!loan.put_last(1));
         loan.parts_mut()[0].memory = window(&area, 0, 16, Access::Read);
         loan.parts_mut()[1].memory = window(&area, 4096, 4096, Access::Write);
-        assert!(loan.is_whole());
+        assert_eq!(loan.missing(), 0);
+        assert!(loan.put_last(7));
+        let last = area.range(8191, 1, Access::Read).unwrap();
+        assert_eq!(last.read_array(0), Ok([7]));
 
         let written = loan.translate(data + 4, 4, Access::Write).unwrap();
         written.write(0, b"data").unwrap();

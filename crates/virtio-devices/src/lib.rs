@@ -16,6 +16,7 @@
 )]
 
 pub mod blk;
+mod borrowed;
 mod engine;
 mod features;
 mod model;

@@ -4,6 +4,7 @@
 use guest_memory::AddressSpace;
 use virtqueue::{Chain, DeviceQueue, QueueFault};
 
+use crate::borrowed::{Borrowed, Took};
 use crate::model::{DeviceEvent, ResetReason};
 
 /// All queues of a device.
@@ -11,13 +12,17 @@ use crate::model::{DeviceEvent, ResetReason};
 pub(crate) struct Queues {
     /// `None`: does not run.
     slots: Vec<Option<RunningQueue>>,
+    /// What stands in the last byte of a buffer that failed, if the device has a status there.
+    failure: Option<u8>,
 }
 
 impl Queues {
-    /// So many queues, none of which runs.
-    pub(crate) fn new(count: u16) -> Self {
+    /// So many queues, none of which runs. `failure` stands in the last byte of a buffer that
+    /// failed, if the device has a status there.
+    pub(crate) fn new(count: u16, failure: Option<u8>) -> Self {
         Self {
             slots: (0..count).map(|_| None).collect(),
+            failure,
         }
     }
 
@@ -29,7 +34,9 @@ impl Queues {
     /// See [`DeviceModel::start_queue`](crate::DeviceModel::start_queue).
     pub(crate) fn start(&mut self, index: u16, ring: DeviceQueue, features: u128) {
         match self.slots.get_mut(usize::from(index)) {
-            Some(slot @ None) => *slot = Some(RunningQueue::new(index, ring, features)),
+            Some(slot @ None) => {
+                *slot = Some(RunningQueue::new(index, ring, features, self.failure));
+            }
             _ => tracing::error!(index, "a queue was started that cannot be"),
         }
     }
@@ -39,6 +46,24 @@ impl Queues {
         if let Some(queue) = self.get_mut(index) {
             queue.stopping = true;
             queue.ready = false;
+            queue.stalled = false;
+            if let Some(borrowed) = &mut queue.borrowed {
+                borrowed.cancel();
+            }
+        }
+    }
+
+    /// Before a poll serves: buffers that found no room may find some now.
+    pub(crate) fn resume(&mut self) {
+        for queue in self.iter_mut() {
+            queue.ready |= std::mem::take(&mut queue.stalled);
+        }
+    }
+
+    /// At the end of a poll: stores and shows the drivers what lies in borrowed memory.
+    pub(crate) fn settle(&mut self, space: &dyn AddressSpace, out: &mut Vec<DeviceEvent>) {
+        for queue in self.iter_mut() {
+            queue.settle(space, out);
         }
     }
 
@@ -67,7 +92,7 @@ impl Queues {
     /// Ends the queues that were told to stop and owe nothing any more.
     pub(crate) fn report_stopped(&mut self, out: &mut Vec<DeviceEvent>) {
         for slot in &mut self.slots {
-            if let Some(queue) = slot.take_if(|queue| queue.stopping && queue.in_flight == 0) {
+            if let Some(queue) = slot.take_if(|queue| queue.has_ended()) {
                 out.push(DeviceEvent::Stopped(queue.index, queue.ring.state()));
             }
         }
@@ -88,10 +113,16 @@ pub(crate) struct RunningQueue {
     unpublished: bool,
     /// Buffers taken and not given back.
     in_flight: usize,
+    /// Buffers in transient memory, if the driver may name such.
+    borrowed: Option<Borrowed>,
+    /// The next one found no room.
+    stalled: bool,
+    /// See [`Queues::new`].
+    failure: Option<u8>,
 }
 
 impl RunningQueue {
-    fn new(index: u16, ring: DeviceQueue, features: u128) -> Self {
+    fn new(index: u16, ring: DeviceQueue, features: u128, failure: Option<u8>) -> Self {
         Self {
             index,
             ring,
@@ -102,6 +133,9 @@ impl RunningQueue {
             failed: false,
             unpublished: false,
             in_flight: 0,
+            borrowed: None,
+            stalled: false,
+            failure,
         }
     }
 
@@ -117,12 +151,15 @@ impl RunningQueue {
 
     /// Whether it is worth a turn.
     pub(crate) fn is_ready(&self) -> bool {
-        self.ready
+        self.ready || self.is_fetched()
     }
 
     /// Its turn begins: it will be looked at without being asked to.
-    pub(crate) fn begin_turn(&mut self) {
+    pub(crate) fn begin_turn(&mut self, space: &dyn AddressSpace) {
         self.ring.disarm();
+        if self.borrowed.is_none() {
+            self.borrowed = space.transient().map(Borrowed::new);
+        }
     }
 
     /// Takes a buffer into `chain`; false: there is none now. Each one taken is given back.
@@ -132,6 +169,9 @@ impl RunningQueue {
         chain: &mut Chain,
         out: &mut Vec<DeviceEvent>,
     ) -> bool {
+        if self.borrowed.is_some() {
+            return self.pop_borrowed(space, chain, out);
+        }
         match self.ring.pop(space, chain) {
             Ok(true) => {
                 self.in_flight += 1;
@@ -143,16 +183,38 @@ impl RunningQueue {
         false
     }
 
+    /// What the addresses in the buffer of `head`, which was taken, mean.
+    pub(crate) fn space<'a>(
+        &'a self,
+        space: &'a dyn AddressSpace,
+        head: u16,
+    ) -> &'a dyn AddressSpace {
+        match &self.borrowed {
+            None => space,
+            Some(borrowed) => borrowed.loan(head).map_or(space, |loan| loan),
+        }
+    }
+
     /// Gives a buffer back, to be published later with others.
     pub(crate) fn give_back(&mut self, head: u16, written: u32, out: &mut Vec<DeviceEvent>) {
         self.in_flight -= 1;
+        if let Some(borrowed) = &mut self.borrowed
+            && borrowed.give_back(head, written)
+        {
+            return;
+        }
+        self.push_used(head, written, out);
+    }
+
+    fn push_used(&mut self, head: u16, written: u32, out: &mut Vec<DeviceEvent>) {
         match self.ring.push_used(head, written) {
             Ok(()) => self.unpublished = true,
             Err(fault) => self.fault(fault, out),
         }
     }
 
-    /// Shows the driver what was given back.
+    /// Shows the driver what was given back, except what has yet to be stored: see
+    /// [`Queues::settle`].
     pub(crate) fn publish(&mut self, out: &mut Vec<DeviceEvent>) {
         if self.unpublished {
             self.unpublished = false;
@@ -169,10 +231,88 @@ impl RunningQueue {
     /// Takes nothing more; buffers in flight go on.
     pub(crate) fn fail(&mut self, reason: ResetReason, out: &mut Vec<DeviceEvent>) {
         self.ready = false;
+        self.stalled = false;
         if !self.failed {
             self.failed = true;
             out.push(DeviceEvent::NeedsReset(reason));
         }
+    }
+
+    /// Takes as many buffers as one call fetches, if none is left of the last time, and gives one.
+    fn pop_borrowed(
+        &mut self,
+        space: &dyn AddressSpace,
+        chain: &mut Chain,
+        out: &mut Vec<DeviceEvent>,
+    ) -> bool {
+        if self.ready && !self.is_fetched() {
+            self.take_borrowed(space, out);
+            if let Some(borrowed) = &mut self.borrowed {
+                borrowed.exchange(self.failure);
+                self.return_stored(out);
+            }
+        }
+        let taken = self
+            .borrowed
+            .as_mut()
+            .is_some_and(|borrowed| borrowed.next(chain));
+        self.in_flight += usize::from(taken);
+        taken
+    }
+
+    /// Stores what the device has given back and fetches what comes next, with one call.
+    fn settle(&mut self, space: &dyn AddressSpace, out: &mut Vec<DeviceEvent>) {
+        if !self.borrowed.as_ref().is_some_and(Borrowed::has_returned) {
+            return;
+        }
+        if self.ready && !self.is_fetched() {
+            self.take_borrowed(space, out);
+        }
+        if let Some(borrowed) = &mut self.borrowed {
+            borrowed.exchange(self.failure);
+        }
+        self.return_stored(out);
+        self.publish(out);
+    }
+
+    fn take_borrowed(&mut self, space: &dyn AddressSpace, out: &mut Vec<DeviceEvent>) {
+        let Some(borrowed) = &mut self.borrowed else {
+            return;
+        };
+        let took = borrowed.take(&mut self.ring, space);
+        let none = !borrowed.has_next();
+        match took {
+            Ok(Took::All) if none => self.ready = self.ring.rearm(),
+            Ok(Took::UpToRoom) if none => {
+                self.ready = false;
+                self.stalled = true;
+            }
+            Ok(_) => {}
+            Err(fault) => self.fault(fault, out),
+        }
+    }
+
+    /// Returns the heads of what was stored.
+    fn return_stored(&mut self, out: &mut Vec<DeviceEvent>) {
+        let Some(borrowed) = &mut self.borrowed else {
+            return;
+        };
+        for back in borrowed.end_returned() {
+            self.push_used(back.head, back.written, out);
+            if back.unanswered {
+                let (queue, head) = (self.index, back.head);
+                self.fail(ResetReason::Status { queue, head }, out);
+            }
+        }
+    }
+
+    fn is_fetched(&self) -> bool {
+        self.borrowed.as_ref().is_some_and(Borrowed::has_next)
+    }
+
+    fn has_ended(&self) -> bool {
+        let stored = !self.borrowed.as_ref().is_some_and(Borrowed::has_returned);
+        self.stopping && self.in_flight == 0 && stored
     }
 
     fn fault(&mut self, fault: QueueFault, out: &mut Vec<DeviceEvent>) {

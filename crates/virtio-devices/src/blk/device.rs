@@ -11,6 +11,7 @@ use super::config::BlkConfig;
 use super::error::BlkError;
 use super::image::{self, Geometry};
 use super::offer::{self, CAPACITY, F_CONFIG_WCE, F_FLUSH, WRITEBACK};
+use super::request::Status;
 use super::serve::{Ended, Served, Server, Terms};
 use super::storage::Storage;
 use crate::engine::{Engine, EngineKind};
@@ -72,7 +73,7 @@ impl Blk {
             geometry,
             server: Server::new(config, storage, geometry.sectors, engine)
                 .map_err(BlkError::Wake)?,
-            queues: Queues::new(config.queues),
+            queues: Queues::new(config.queues, Some(Status::IoErr as u8)),
             turn: 0,
             chain: Chain::new(),
             writeback: true,
@@ -185,12 +186,14 @@ impl DeviceModel for Blk {
         budget: usize,
         out: &mut Vec<DeviceEvent>,
     ) -> Progress {
+        self.queues.resume();
         self.reap(out);
         if let Some(sectors) = self.server.resized(self.geometry) {
             self.change_config(CAPACITY, &sectors.to_le_bytes(), out);
         }
         self.serve(space, budget, out);
         let again = self.server.submit();
+        self.queues.settle(space, out);
         self.queues.report_stopped(out);
         // Without room the wake descriptor comes first: polling again would only spin.
         if again || (self.server.has_room() && self.queues.any_ready()) {
@@ -267,14 +270,15 @@ impl Turn<'_> {
     /// Answers how many looks into the ring it took.
     fn serve(self, queue: &mut RunningQueue, out: &mut Vec<DeviceEvent>) -> usize {
         let mut looks = 0;
-        queue.begin_turn();
+        queue.begin_turn(self.space);
         while looks < self.limit && queue.is_ready() && self.server.has_room() {
             looks += 1;
             if !queue.pop(self.space, self.chain, out) {
                 continue;
             }
             let head = self.chain.head();
-            match self.server.serve(self.space, self.chain, self.terms) {
+            let space = queue.space(self.space, head);
+            match self.server.serve(space, self.chain, self.terms) {
                 Ok(Served::Used(len)) => queue.give_back(head, len, out),
                 Ok(Served::InFlight) => {}
                 Err(_no_status) => {

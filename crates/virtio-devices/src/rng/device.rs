@@ -61,7 +61,7 @@ impl Rng {
 
     pub(super) fn with_period(period: Duration) -> io::Result<Self> {
         Ok(Self {
-            queues: Queues::new(1),
+            queues: Queues::new(1, None),
             chain: Chain::new(),
             source: Source {
                 rate: Rate::new(BYTES_MAX, period)?,
@@ -101,18 +101,21 @@ impl DeviceModel for Rng {
         out: &mut Vec<DeviceEvent>,
     ) -> Progress {
         self.source.rate.refill();
+        self.queues.resume();
         for queue in self.queues.iter_mut() {
-            queue.begin_turn();
+            queue.begin_turn(space);
             let mut looks = 0;
             while looks < budget && queue.is_ready() && self.source.may_give() {
                 looks += 1;
                 if queue.pop(space, &mut self.chain, out) {
-                    let written = self.source.fill(space, &self.chain);
-                    queue.give_back(self.chain.head(), written, out);
+                    let head = self.chain.head();
+                    let written = self.source.fill(queue.space(space, head), &self.chain);
+                    queue.give_back(head, written, out);
                 }
             }
             queue.publish(out);
         }
+        self.queues.settle(space, out);
         self.queues.report_stopped(out);
         // With nothing left to give the timer comes first: polling again would only spin.
         if self.source.may_give() && self.queues.any_ready() {
