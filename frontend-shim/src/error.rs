@@ -124,8 +124,10 @@ pub enum FrontendError {
         why: String,
     },
     /// The device is of another kind.
-    #[error("device {dev_num}: is of virtio type {found}, not {wanted}")]
+    #[error("bus {handle} device {dev_num}: is of virtio type {found}, not {wanted}")]
     OtherKind {
+        /// The number of the bus.
+        handle: u32,
         /// The device number.
         dev_num: u16,
         /// The virtio device type that was wanted.
@@ -134,8 +136,10 @@ pub enum FrontendError {
         found: u32,
     },
     /// The device cannot be used.
-    #[error("device {dev_num}: {why}")]
+    #[error("bus {handle} device {dev_num}: {why}")]
     Device {
+        /// The number of the bus.
+        handle: u32,
         /// The device number.
         dev_num: u16,
         /// The reason.
@@ -148,8 +152,9 @@ pub enum FrontendError {
 
 impl FrontendError {
     /// A device that cannot be used.
-    pub(crate) fn device(dev_num: u16, why: impl ToString) -> Self {
+    pub(crate) fn device(handle: u32, dev_num: u16, why: impl ToString) -> Self {
         Self::Device {
+            handle,
             dev_num,
             why: why.to_string(),
         }

@@ -1,6 +1,6 @@
 //! Messages that are none, that nobody asked for, or that answer with nonsense (virtio-msg sections
 //! 2 and 5). What cannot be used is discarded; an answer that breaks a rule ends the device, and the
-//! user sees `device 0: …` with the rule; one that never comes is
+//! user sees `bus 0 device 0: …` with the rule; one that never comes is
 //! `bus 0: no answer of the backend in domain 0 within …`.
 
 use frontend_shim::Disk;
@@ -71,7 +71,7 @@ fn device_info_with_absurd_numbers_ends_the_device() {
             }
         });
         let error = Stage::new().against(lies, refused);
-        assert_says(&error, &["device 0: ", word]);
+        assert_says(&error, &["bus 0 device 0: ", word]);
     }
 }
 
@@ -100,7 +100,7 @@ fn configuration_space_of_another_length_ends_the_device() {
             }
         });
         let error = Stage::new().against(lies, refused);
-        assert_says(&error, &["device 0: "]);
+        assert_says(&error, &["bus 0 device 0: "]);
     }
     let lies = Answers(|response: &mut Response<'_>| {
         if let Response::GetDeviceInfo(info) = response {
@@ -108,7 +108,7 @@ fn configuration_space_of_another_length_ends_the_device() {
         }
     });
     let error = Stage::new().against(lies, refused);
-    assert_says(&error, &["device 0: "]);
+    assert_says(&error, &["bus 0 device 0: "]);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn configuration_space_that_never_stands_still_ends_the_device() {
         }
     });
     let error = Stage::new().against(lies, refused);
-    assert_says(&error, &["device 0: "]);
+    assert_says(&error, &["bus 0 device 0: "]);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_queue_of_an_absurd_size_ends_the_device() {
             }
         });
         let error = Stage::new().against(lies, refused);
-        assert_says(&error, &["device 0: "]);
+        assert_says(&error, &["bus 0 device 0: "]);
     }
 }
 
@@ -151,7 +151,7 @@ fn a_status_that_does_not_stand_ends_the_device() {
             }
         });
         let error = Stage::new().against(lies, refused);
-        assert_says(&error, &["device 0: "]);
+        assert_says(&error, &["bus 0 device 0: "]);
     }
 }
 

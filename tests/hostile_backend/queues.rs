@@ -1,5 +1,5 @@
 //! A device that returns what it was never given (virtio 1.4 section 2.7). The user sees
-//! `device 0: ` and what the used ring says; a foreign driver gets an error of its own.
+//! `bus 0 device 0: ` and what the used ring says; a foreign driver gets an error of its own.
 
 use foreign_drivers::{ForeignBus, SharedMemory};
 use tests::{Lies, RawQueue};
@@ -59,7 +59,7 @@ fn used_entries_that_are_lies_end_the_disk() {
     ];
     for (lies, words) in rows {
         let error = Stage::new().against(lies, broken).to_string();
-        assert_says(&error, &["device 0: ", words]);
+        assert_says(&error, &["bus 0 device 0: ", words]);
     }
 }
 
@@ -67,7 +67,7 @@ fn used_entries_that_are_lies_end_the_disk() {
 fn a_request_that_was_used_with_no_status_written_is_no_success_whatever_its_length() {
     for len in [0, 513, 514, u32::MAX] {
         let error = Stage::new().against(uses(&[(Id::Offered, len)], 1), broken);
-        assert_says(&error.to_string(), &["device 0: ", "status 255"]);
+        assert_says(&error.to_string(), &["bus 0 device 0: ", "status 255"]);
     }
 }
 

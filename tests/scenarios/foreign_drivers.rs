@@ -170,7 +170,7 @@ fn a_driver_of_another_kind_and_a_number_without_a_device_are_refused() {
     let refused = bus.open(5, VirtIOBlk::<SharedMemory, _>::new).map(drop);
     assert_eq!(
         refused.unwrap_err().to_string(),
-        "device 5: is not on this bus; it has [0]"
+        "bus 0 device 5: is not on this bus; it has [0]"
     );
 }
 

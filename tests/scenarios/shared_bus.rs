@@ -52,7 +52,7 @@ fn a_device_in_use_is_not_opened_twice() {
     let mut frontend = scene.frontend();
     let mut disk = Disk::open(&mut frontend, 0).unwrap();
     let error = Disk::open(&mut frontend, 0).unwrap_err().to_string();
-    assert_eq!(error, "device 0: is in use already");
+    assert_eq!(error, "bus 0 device 0: is in use already");
     assert_reads(&mut frontend, &mut disk);
 }
 

@@ -106,10 +106,8 @@ impl ForeignBus {
         let fault = transport.fault();
         let made = new(transport);
         if let Some(why) = fault.take() {
-            return Err(ForeignError::Frontend(FrontendError::Device {
-                dev_num,
-                why,
-            }));
+            let frontend = self.shared.frontend.borrow();
+            return Err(frontend.device_error(dev_num, why).into());
         }
         made.map_err(|source| ForeignError::Driver { dev_num, source })
     }

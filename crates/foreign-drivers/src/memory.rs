@@ -168,3 +168,66 @@ fn sweep() {
             .take_if(|memory| memory.released && memory.rings == 0)
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_memory::{Access, Area};
+
+    /// Where the memory of these tests begins.
+    const ADDRESS: PhysAddr = 1 << 48;
+
+    fn claim(area: &Area) -> Claim {
+        let len = area.len() as u64;
+        let window = area.lease().window(0, len, Access::Write).unwrap();
+        Claim::take(3, window, ADDRESS).unwrap()
+    }
+
+    #[test]
+    fn a_buffer_comes_back_with_what_the_device_wrote_and_takes_no_room_then() {
+        let area = Area::anonymous(8 * PAGE_SIZE).unwrap();
+        let _claim = claim(&area);
+        for round in 0..100 {
+            let lent = lend(&[1, 2, 3]);
+            assert_eq!(lent, ADDRESS);
+            let range = area.range(lent - ADDRESS, 3, Access::Write).unwrap();
+            assert_eq!(range.read_array(0).unwrap(), [1, 2, 3]);
+            range.write(1, &[round]).unwrap();
+            let mut bytes = [0; 3];
+            take_back(lent, 3, Some(&mut bytes));
+            assert_eq!(bytes, [1, round, 3]);
+        }
+    }
+
+    #[test]
+    fn without_room_or_without_a_bus_there_is_no_address() {
+        assert_eq!((lend(&[0]), take_pages(1)), (NOWHERE, None));
+        let area = Area::anonymous(2 * PAGE_SIZE).unwrap();
+        let _claim = claim(&area);
+        assert_eq!(lend(&[0; 2 * PAGE_SIZE + 1]), NOWHERE);
+        let (first, _) = take_pages(1).unwrap();
+        let (second, _) = take_pages(1).unwrap();
+        assert_eq!((first, second), (ADDRESS, ADDRESS + PAGE_SIZE as u64));
+        assert_eq!((lend(&[0]), take_pages(1)), (NOWHERE, None));
+        // Nothing is copied from there, and nothing freed.
+        take_back(NOWHERE, 1, Some(&mut [7]));
+        assert_eq!(lend(&[0]), NOWHERE);
+    }
+
+    #[test]
+    fn the_memory_outlives_its_claim_by_the_rings_in_it() {
+        let area = Area::anonymous(4 * PAGE_SIZE).unwrap();
+        let first = claim(&area);
+        let (ring, _) = take_pages(2).unwrap();
+        assert!(first.is_used());
+        drop(first);
+        assert_eq!(area.leases(), 1);
+        let window = area.lease().window(0, 64, Access::Write).unwrap();
+        let other = Claim::take(4, window, ADDRESS).map(drop);
+        assert_eq!(other, Err(3), "the thread still has it");
+        give_back_pages(ring, 2);
+        assert_eq!(area.leases(), 0);
+        drop(claim(&area));
+        assert_eq!(area.leases(), 0);
+    }
+}

@@ -82,7 +82,9 @@ impl BusTransport {
                     DriverAction::NeedQueue { index, max_size } => {
                         max_sizes.insert(index, max_size);
                     }
-                    DriverAction::Failed(fault) => return Err(device(dev_num, &fault)),
+                    DriverAction::Failed(fault) => {
+                        return Err(frontend.device_error(dev_num, fault));
+                    }
                     _ => {}
                 }
                 next = frontend.poll_device(dev_num)?;
@@ -137,7 +139,7 @@ impl BusTransport {
         loop {
             match frontend.wait_device(dev_num, limit)? {
                 DriverAction::NeedQueue { .. } | DriverAction::Ready { .. } => break,
-                DriverAction::Failed(fault) => return Err(device(dev_num, &fault)),
+                DriverAction::Failed(fault) => return Err(frontend.device_error(dev_num, fault)),
                 _ => {}
             }
         }
@@ -158,11 +160,11 @@ impl BusTransport {
         for index in unused {
             frontend
                 .with_device(dev_num, |side| side.decline_queue(now, *index))?
-                .map_err(|error| device(dev_num, &error))?;
+                .map_err(|error| frontend.device_error(dev_num, error))?;
         }
         while !frontend.with_device(dev_num, |side| side.is_running())? {
             if let DriverAction::Failed(fault) = frontend.wait_device(dev_num, limit)? {
-                return Err(device(dev_num, &fault));
+                return Err(frontend.device_error(dev_num, fault));
             }
         }
         Ok(())
@@ -207,9 +209,11 @@ impl BusTransport {
                         frontend.with_device(self.dev_num, |side| side.config().to_vec())?;
                 }
                 DriverAction::NeedsReset => {
-                    return Err(device(self.dev_num, &"needs a reset"));
+                    return Err(frontend.device_error(self.dev_num, "needs a reset"));
                 }
-                DriverAction::Failed(fault) => return Err(device(self.dev_num, &fault)),
+                DriverAction::Failed(fault) => {
+                    return Err(frontend.device_error(self.dev_num, fault));
+                }
                 _ => {}
             }
         }
@@ -223,11 +227,11 @@ impl BusTransport {
         let now = frontend.link()?.now();
         frontend
             .with_device(dev_num, |side| side.write_config(now, offset, bytes))?
-            .map_err(|error| device(dev_num, &error))?;
+            .map_err(|error| frontend.device_error(dev_num, error))?;
         loop {
             match frontend.wait_device(dev_num, limit)? {
                 DriverAction::ConfigWritten { accepted, .. } => return Ok(accepted),
-                DriverAction::Failed(fault) => return Err(device(dev_num, &fault)),
+                DriverAction::Failed(fault) => return Err(frontend.device_error(dev_num, fault)),
                 _ => {}
             }
         }
@@ -346,7 +350,7 @@ impl Transport for BusTransport {
             frontend.link().map(|link| link.now()).and_then(|now| {
                 frontend
                     .with_device(dev_num, |side| side.provide_queue(now, queue, setup))?
-                    .map_err(|error| device(dev_num, &error))
+                    .map_err(|error| frontend.device_error(dev_num, error))
             })
         };
         if self.keep(provided).is_some() {
@@ -400,12 +404,5 @@ impl Transport for BusTransport {
 impl Drop for BusTransport {
     fn drop(&mut self) {
         self.reset();
-    }
-}
-
-fn device(dev_num: u16, why: &dyn std::fmt::Display) -> FrontendError {
-    FrontendError::Device {
-        dev_num,
-        why: why.to_string(),
     }
 }

@@ -3,11 +3,12 @@
 use virtio_msg::{DriverAction, DriverSide, Features, QueueSetup};
 use virtqueue::{DriverQueue, QueueLayout, RingFeatures};
 
-use super::{BLK_DEVICE_ID, Disk, DiskOptions, F_BLK_SIZE, F_FLUSH, F_RO, Slot, release};
+use super::{
+    BLK_DEVICE_ID, Disk, DiskOptions, F_BLK_SIZE, F_FLUSH, F_RO, NO_MEMORY, Slot, release,
+};
 use crate::error::FrontendError;
 use crate::frontend::{Frontend, Wants};
-use crate::link::Link;
-use crate::pool::{Block, Pool};
+use crate::pool::Block;
 
 /// Descriptors of the queue (binding section 4: a user-space frontend's default).
 const QUEUE_SIZE: u16 = 128;
@@ -66,7 +67,8 @@ impl Disk {
         options: DiskOptions,
         memory: &mut Vec<Block>,
     ) -> Result<Self, FrontendError> {
-        let failed = |why: &dyn std::fmt::Display| FrontendError::device(dev_num, why);
+        let handle = frontend.instance().handle;
+        let failed = |why: &dyn std::fmt::Display| FrontendError::device(handle, dev_num, why);
         let limits = frontend.limits();
         let mut queue = None;
         let (features, config) = loop {
@@ -88,7 +90,7 @@ impl Disk {
             .ok_or_else(|| failed(&"has no capacity in its configuration space"))?;
         let link = frontend.link()?;
         let connection = link.number();
-        let pool = pool(link, dev_num)?;
+        let pool = link.pool_mut().ok_or_else(|| failed(&NO_MEMORY))?;
         let mut slots = Vec::new();
         while slots.len() < options.requests {
             match Slot::take(pool, options.request_bytes) {
@@ -101,6 +103,7 @@ impl Disk {
             }
         }
         Ok(Self {
+            handle,
             dev_num,
             connection,
             queue,
@@ -120,6 +123,7 @@ fn check_kind(frontend: &mut Frontend, dev_num: u16) -> Result<(), FrontendError
         return Ok(());
     }
     Err(FrontendError::OtherKind {
+        handle: frontend.instance().handle,
         dev_num,
         wanted: BLK_DEVICE_ID,
         found,
@@ -133,12 +137,13 @@ fn provide_queue(
     max_size: u16,
     memory: &mut Vec<Block>,
 ) -> Result<DriverQueue, FrontendError> {
-    let failed = |why: &dyn std::fmt::Display| FrontendError::device(dev_num, why);
+    let handle = frontend.instance().handle;
+    let failed = |why: &dyn std::fmt::Display| FrontendError::device(handle, dev_num, why);
     let size = QUEUE_SIZE.min(max_size);
     let features = frontend.with_device(dev_num, |device| DriverSide::features(device))?;
     let link = frontend.link()?;
     let now = link.now();
-    let pool = pool(link, dev_num)?;
+    let pool = link.pool_mut().ok_or_else(|| failed(&NO_MEMORY))?;
     let mut take = |len: u32| {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let block = pool.take(len).map_err(|full| failed(&full))?;
@@ -165,9 +170,4 @@ fn provide_queue(
         .with_device(dev_num, |device| device.provide_queue(now, index, setup))?
         .map_err(|error| failed(&error))?;
     Ok(queue)
-}
-
-fn pool(link: &mut Link, dev_num: u16) -> Result<&mut Pool, FrontendError> {
-    let gone = || FrontendError::device(dev_num, "no memory is shared with the backend");
-    link.pool_mut().ok_or_else(gone)
 }

@@ -26,6 +26,9 @@ const F_RO: Features = Features::bit(5);
 const F_BLK_SIZE: Features = Features::bit(6);
 const F_FLUSH: Features = Features::bit(9);
 
+/// Why a device cannot be used on a connection without a pool.
+const NO_MEMORY: &str = "no memory is shared with the backend";
+
 /// How much of the shared area a disk takes for its requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskOptions {
@@ -72,6 +75,8 @@ impl Slot {
 /// A block device in use.
 #[derive(Debug)]
 pub struct Disk {
+    /// The number of the bus.
+    handle: u32,
     dev_num: u16,
     /// Of which connection the device and its memory are.
     connection: u64,
@@ -205,12 +210,12 @@ impl Disk {
         if link.number() != self.connection {
             return Err(self.failed("went with a connection that has ended: open it anew"));
         }
-        let gone = || self.failed("no memory is shared with the backend");
+        let gone = || self.failed(NO_MEMORY);
         link.pool_mut().ok_or_else(gone)
     }
 
     fn failed(&self, why: impl ToString) -> FrontendError {
-        FrontendError::device(self.dev_num, why)
+        FrontendError::device(self.handle, self.dev_num, why)
     }
 }
 

@@ -51,17 +51,15 @@ impl Frontend {
     pub fn start_device(&mut self, dev_num: u16, wants: Wants) -> Result<(), FrontendError> {
         let known = self.devices()?;
         if !known.contains(&dev_num) {
-            return Err(FrontendError::device(
-                dev_num,
-                format_args!("is not on this bus; it has {known:?}"),
-            ));
+            let why = format_args!("is not on this bus; it has {known:?}");
+            return Err(self.device_error(dev_num, why));
         }
         let limits = self.limits;
         let link = self.link()?;
         let (max, now) = (link.max_message_size(), link.now());
         let number = DevNum(dev_num);
         if link.bus().device(number).is_some() {
-            return Err(FrontendError::device(dev_num, "is in use already"));
+            return Err(self.device_error(dev_num, "is in use already"));
         }
         let wants = DriverConfig {
             features: wants.features,
@@ -85,7 +83,7 @@ impl Frontend {
         work: impl FnOnce(&mut DriverSide) -> T,
     ) -> Result<T, FrontendError> {
         let done = self.link()?.bus().update(DevNum(dev_num), work);
-        done.ok_or_else(|| FrontendError::device(dev_num, "was removed"))
+        done.ok_or_else(|| self.device_error(dev_num, "was removed"))
     }
 
     /// What a device has for its driver, if it has something; never waits.
@@ -96,7 +94,7 @@ impl Frontend {
         let action = self.with_device(dev_num, DriverSide::poll_action)?;
         if action.is_none() && self.link()?.news().is_leaving(dev_num) {
             let why = "is being detached: the backend asks for it";
-            return Err(FrontendError::device(dev_num, why));
+            return Err(self.device_error(dev_num, why));
         }
         Ok(action)
     }
@@ -110,10 +108,10 @@ impl Frontend {
         dev_num: u16,
         limit: Duration,
     ) -> Result<DriverAction, FrontendError> {
-        let number = DevNum(dev_num);
+        let (handle, number) = (self.instance.handle, DevNum(dev_num));
         self.until(limit, &format!("device {dev_num}"), |link| {
             match link.bus().update(number, DriverSide::poll_action) {
-                None => Some(Err(FrontendError::device(dev_num, "was removed"))),
+                None => Some(Err(FrontendError::device(handle, dev_num, "was removed"))),
                 Some(action) => action.map(Ok),
             }
         })?
@@ -126,7 +124,7 @@ impl Frontend {
     /// The connection ended, or the device does not reset: its memory may still be in use. The
     /// driver side is gone all the same.
     pub fn reset_device(&mut self, dev_num: u16) -> Result<(), FrontendError> {
-        let number = DevNum(dev_num);
+        let (handle, number) = (self.instance.handle, DevNum(dev_num));
         let link = self.link()?;
         let now = link.now();
         link.bus().update(number, |device| device.start_reset(now));
@@ -136,13 +134,19 @@ impl Frontend {
             match link.bus().update(number, DriverSide::poll_action) {
                 None | Some(Some(DriverAction::ResetDone)) => Some(Ok(())),
                 Some(Some(DriverAction::Failed(fault))) => {
-                    Some(Err(FrontendError::device(dev_num, fault)))
+                    Some(Err(FrontendError::device(handle, dev_num, fault)))
                 }
                 Some(_) => None,
             }
         });
         self.drop_device(dev_num);
         reset?
+    }
+
+    /// That a device of this bus cannot be used.
+    #[must_use]
+    pub fn device_error(&self, dev_num: u16, why: impl ToString) -> FrontendError {
+        FrontendError::device(self.instance.handle, dev_num, why)
     }
 
     /// Takes the driver side of a device off the bus, which knows no memory of ours.
