@@ -152,7 +152,7 @@ impl Link {
             slots: u16::try_from(layout.slots()).unwrap_or(u16::MAX),
         };
         if log.admits() {
-            tracing::info!(%id, session = %keys.session, slots = layout.slots(), "attached");
+            tracing::info!(%id, session = %keys.session, slots = layout.slots(), grant_addresses = keys.grant_addresses, "attached");
         }
         Ok(Self {
             id,
