@@ -5,7 +5,7 @@ use std::io::{self, BufReader, BufWriter, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use frontend_shim::{Disk, DiskOptions, Frontend, FrontendError};
 use xen_hal::PlatformSpec;
 
@@ -200,11 +200,10 @@ fn use_disk<T>(
 /// Says where an error happened, unless it does so itself.
 fn placed(error: anyhow::Error, bus: u32, device: u16) -> anyhow::Error {
     match error.downcast_ref::<FrontendError>() {
-        Some(FrontendError::Device { dev_num, why }) => {
-            anyhow!("bus {bus} device {dev_num}: {why}")
-        }
         Some(
-            FrontendError::Disconnected { .. }
+            FrontendError::Device { .. }
+            | FrontendError::OtherKind { .. }
+            | FrontendError::Disconnected { .. }
             | FrontendError::Timeout { .. }
             | FrontendError::AreaRefused { .. }
             | FrontendError::Grant { .. },
