@@ -30,7 +30,7 @@ pub fn preadv2<'a>(
     let iovecs = room.as_ptr().cast();
     // SAFETY: the first `count` iovecs are initialised, each names memory that stays mapped and
     // writable for `'a`, which outlives the call; the kernel needs no exclusive access.
-    let read = unsafe { libc::preadv2(file.as_raw_fd(), iovecs, count, offset, flags) };
+    let read = unsafe { vectored(libc::SYS_preadv2, file, iovecs, count, offset, flags) };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
 
@@ -51,8 +51,29 @@ pub fn pwritev2<'a>(
     let iovecs = room.as_ptr().cast();
     // SAFETY: the first `count` iovecs are initialised, each names memory that stays mapped and
     // readable for `'a`, which outlives the call; the kernel needs no exclusive access.
-    let written = unsafe { libc::pwritev2(file.as_raw_fd(), iovecs, count, offset, flags) };
+    let written = unsafe { vectored(libc::SYS_pwritev2, file, iovecs, count, offset, flags) };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
+}
+
+/// The system call itself. libc's functions are points where a thread can be cancelled, and spend
+/// more instructions on that than all of a request's checks take.
+///
+/// # Safety
+/// `call` is preadv2 or pwritev2; `iovecs` are `count` of them, and the memory that they name may
+/// be written to or read by it.
+unsafe fn vectored(
+    call: libc::c_long,
+    file: BorrowedFd<'_>,
+    iovecs: *const libc::iovec,
+    count: libc::c_int,
+    offset: libc::off_t,
+    flags: libc::c_int,
+) -> libc::c_long {
+    // The offset comes in two halves, the lower of which is a whole one where words have 64 bits.
+    const UPPER: libc::c_long = 0;
+    const _: () = assert!(size_of::<libc::c_long>() == size_of::<libc::off_t>());
+    // SAFETY: as the caller promises.
+    unsafe { libc::syscall(call, file.as_raw_fd(), iovecs, count, offset, UPPER, flags) }
 }
 
 /// Fills `room` from the front; returns how many iovecs are initialised.

@@ -101,6 +101,8 @@ impl Aio {
         block.aio_buf = iovecs.as_ptr().addr() as u64;
         block.aio_nbytes = iovecs.len() as u64;
         block.aio_offset = offset.cast_signed();
+        // Submitting would wait for what is not the disk itself, such as a map of blocks to be read.
+        block.aio_rw_flags = libc::RWF_NOWAIT;
         block.aio_flags = FLAG_RESFD;
         block.aio_resfd = self.wake.as_fd().as_raw_fd().cast_unsigned();
         self.added.push(block);

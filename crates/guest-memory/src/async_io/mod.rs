@@ -7,7 +7,7 @@
 //! io_uring outlives a killed process. In a PV domain of Xen it must therefore never name granted
 //! pages (binding section 6); elsewhere the file that locks the guest's instance is to be held by
 //! the ring (section 9). Linux AIO is over before the process is gone, but asynchronous for direct
-//! I/O only: anything else waits in [`AsyncIo::submit`].
+//! I/O only; what would wait in [`AsyncIo::submit`] is refused, or ends with `EAGAIN`.
 
 mod aio;
 mod buffers;

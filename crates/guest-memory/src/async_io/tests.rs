@@ -3,7 +3,7 @@
 use super::*;
 use crate::{Area, foreign_lock, lock_byte};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::OFlags;
+use rustix::fs::{Advice, OFlags, fadvise};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -93,7 +93,10 @@ fn no_refusal(refused: NotTaken<u32>) {
 fn what_was_written_is_read_into_other_memory() {
     let (file, wake) = (file(), wake());
     for mut io in kernels(&file, &wake) {
-        file.as_file().set_len(0).unwrap();
+        // Blocks that are there and not in the cache: what is different would wait.
+        std::fs::write(file.path(), [0; 4 * BLOCK]).unwrap();
+        file.as_file().sync_all().unwrap();
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         let area = Area::anonymous(8 * BLOCK).unwrap();
         let all = area.range(0, 8 * BLOCK as u64, Access::Write).unwrap();
         let bytes: Vec<_> = (0..2 * BLOCK)

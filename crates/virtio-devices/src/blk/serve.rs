@@ -198,10 +198,13 @@ impl Server {
         data_in: u64,
         features: u128,
     ) -> Result<Request, Status> {
-        let mut header = [0; 16];
-        if !gather(readable, &mut header) {
-            return Err(Status::IoErr);
+        // In one piece, as every driver sends it; or wherever its bytes lie.
+        let mut header = readable.first().and_then(|first| first.read_array(0).ok());
+        if header.is_none() {
+            let mut pieces = [0; 16];
+            header = gather(readable, &mut pieces).then_some(pieces);
         }
+        let header = header.ok_or(Status::IoErr)?;
         let data_out = chain.readable_len() - HEADER_BYTES;
         Request::parse(header, data_out, data_in, self.limits, features)
     }
