@@ -75,9 +75,7 @@ fn attempt(file: &File, read_only: bool) -> io::Result<Lock> {
 mod tests {
     use super::*;
     use rustix::fs::{FlockOperation, fcntl_lock};
-    use std::io::{BufRead, BufReader, Write};
     use std::path::Path;
-    use std::process::{Child, Command, Stdio};
 
     fn image() -> tempfile::NamedTempFile {
         let image = tempfile::NamedTempFile::new().unwrap();
@@ -135,108 +133,6 @@ mod tests {
         assert!(!is_taken(image.path(), false));
         drop(in_a_thread);
         assert!(is_taken(image.path(), false));
-    }
-
-    /// Whether QEMU's tools are there; says loudly when not.
-    fn qemu_is_here() -> bool {
-        let here = |tool| Command::new(tool).arg("--version").output().is_ok();
-        if here("qemu-io") && here("qemu-img") {
-            return true;
-        }
-        eprintln!(
-            "\n*** NOT TESTED: qemu-img, qemu-io are not installed (Debian: qemu-utils). ***\n"
-        );
-        false
-    }
-
-    /// Runs a tool of QEMU on an image; whether it agreed to the locks of others.
-    fn agrees(tool: &str, args: &[&str], image: &Path) -> bool {
-        let output = Command::new(tool).args(args).arg(image).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        let refused = said.contains("Is another process using the image");
-        assert_eq!(output.status.success(), !refused, "{tool}: {said}");
-        !refused
-    }
-
-    fn qemu_writes(image: &Path) -> bool {
-        let wrote = agrees("qemu-io", &["-f", "raw", "-c", "write 0 512"], image);
-        assert_eq!(
-            agrees("qemu-img", &["bench", "-w", "-c", "1", "-f", "raw"], image),
-            wrote
-        );
-        wrote
-    }
-
-    /// A qemu-io that has the file open until it is dropped.
-    struct QemuIo(Child);
-
-    impl QemuIo {
-        fn open(path: &Path, read_only: bool) -> Self {
-            let mut command = Command::new("qemu-io");
-            command.args(["-f", "raw"]);
-            if read_only {
-                command.arg("-r");
-            }
-            let piped = command
-                .arg(path)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped());
-            let mut qemu = Self(piped.spawn().unwrap());
-            // It answers once the file is open.
-            qemu.0
-                .stdin
-                .as_mut()
-                .unwrap()
-                .write_all(b"length\n")
-                .unwrap();
-            let mut answer = String::new();
-            let mut output = BufReader::new(qemu.0.stdout.take().unwrap());
-            while !answer.contains("MiB") {
-                assert_ne!(output.read_line(&mut answer).unwrap(), 0, "{answer}");
-            }
-            qemu
-        }
-    }
-
-    impl Drop for QemuIo {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-
-    #[test]
-    fn qemu_sees_our_locks() {
-        if !qemu_is_here() {
-            return;
-        }
-        let image = image();
-        let path = image.path();
-        assert!(qemu_writes(path));
-        for read_only in [true, false] {
-            let ours = open(path, read_only);
-            assert!(!qemu_writes(path), "read_only {read_only}");
-            drop(ours);
-            assert!(qemu_writes(path));
-        }
-    }
-
-    #[test]
-    fn we_see_the_locks_of_qemu() {
-        if !qemu_is_here() {
-            return;
-        }
-        let image = image();
-        let path = image.path();
-        let reader = QemuIo::open(path, true);
-        assert!(is_taken(path, true));
-        drop(reader);
-        let writer = QemuIo::open(path, false);
-        assert!(!is_taken(path, true) && !is_taken(path, false));
-        let (_, lock) = open(path, false);
-        assert!(matches!(lock, Lock::InUse { holder: None }), "{lock:?}");
-        drop(writer);
-        assert!(is_taken(path, false));
     }
 
     #[test]
