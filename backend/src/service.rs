@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
+use xen_bus::patience::Patience;
 use xen_types::{DomId, EvtchnPort, parse_decimal};
 use xenstore::{StoreError, Tree as _};
 
@@ -90,6 +91,7 @@ pub struct Service {
     /// The last turn did not get to the end of the watch events.
     watches_left: bool,
     stopping: bool,
+    patience: Patience,
     counters: LoopCounters,
 }
 
@@ -147,6 +149,7 @@ impl Service {
             gauges,
             watches_left: false,
             stopping: false,
+            patience: xen_hal::wake_cost().map_or(Patience::none(), Patience::new),
             counters: LoopCounters::default(),
         })
     }
@@ -169,11 +172,10 @@ impl Service {
     /// XenStore or the loop failed.
     pub fn turn(&mut self, limit: Option<Duration>) -> Result<bool, ServiceError> {
         let wait = self.wait_limit(limit);
-        self.counters.rounds += 1;
-        match self.poll.poll(&mut self.events, wait) {
+        match self.wait(wait) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
             other => other?,
-        }
+        };
         let mut stop = false;
         let mut channels = false;
         let mut asked = false;
@@ -270,6 +272,24 @@ impl Service {
             (Some(limit), Some(timer)) => Some(limit.min(timer)),
             (limit, timer) => limit.or(timer),
         }
+    }
+
+    /// Waits for events of the kernel, without sleeping where that is cheaper.
+    fn wait(&mut self, limit: Option<Duration>) -> io::Result<bool> {
+        let start = Instant::now();
+        let Self {
+            patience,
+            poll,
+            events,
+            counters,
+            ..
+        } = self;
+        let ask = |limit| {
+            counters.rounds += 1;
+            poll.poll(events, limit)?;
+            Ok(!events.is_empty())
+        };
+        patience.wait(limit, || start.elapsed(), ask)
     }
 
     /// Finds the sessions of the ports that have an event. The device is edge-triggered here, so

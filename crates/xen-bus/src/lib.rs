@@ -31,4 +31,5 @@ pub mod handshake;
 pub mod keys;
 pub mod layout;
 pub mod messages;
+pub mod patience;
 pub mod ring;

@@ -30,6 +30,7 @@ mod mapping;
 mod platform;
 mod reservation;
 mod spec;
+mod wake;
 mod xen;
 
 pub use copy::{CopyDirection, CopyRefusal, GrantCopy, MAX_COPIES_PER_CALL};
@@ -39,3 +40,4 @@ pub use granted::GrantedPages;
 pub use mapping::MappingBuilder;
 pub use platform::{DomainKind, Platform, StorePath};
 pub use spec::{ParseSpecError, PlatformSpec};
+pub use wake::wake_cost;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use virtio_msg::wire::MsgId;
 use xen_bus::handshake::{FrontendHandshake, Wait, XenbusState};
 use xen_bus::messages::{AREA_SHARE, AreaResult, PrivateMessage};
+use xen_bus::patience::Patience;
 use xen_hal::{EventChannels, GrantedPages, Platform, PlatformSpec, StorePath};
 use xen_types::EvtchnPort;
 use xenstore::{Client, RequestCounts, Tree as _};
@@ -74,6 +75,7 @@ pub struct Frontend {
     retry_at: Option<Instant>,
     wait: Option<(Wait, Instant)>,
     ports: Vec<EvtchnPort>,
+    patience: Patience,
     last_fault: Option<String>,
 }
 
@@ -110,6 +112,7 @@ impl Frontend {
             retry_at: None,
             wait: None,
             ports: Vec::new(),
+            patience: xen_hal::wake_cost().map_or(Patience::none(), Patience::new),
             last_fault: None,
         })
     }

@@ -106,12 +106,13 @@ impl Frontend {
             .flatten()
             .min()
             .map(|at| at.saturating_duration_since(now));
-        let own = [
+        let mut own = [
             PollFd::new(&self.store, PollFlags::IN),
             PollFd::from_borrowed_fd(self.channels.as_fd(), PollFlags::IN),
         ];
-        match poll_all(own, others, timeout) {
-            Ok(()) | Err(rustix::io::Errno::INTR) => Ok(true),
+        let ask = |timeout| poll_all(&mut own, others, timeout);
+        match self.patience.wait(timeout, || now.elapsed(), ask) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(true),
             Err(error) => Err(std::io::Error::from(error).into()),
         }
     }
@@ -187,24 +188,24 @@ impl<'fd> Watched<'fd> {
     }
 }
 
+/// Whether any is ready.
 fn poll_all(
-    mut own: [PollFd<'_>; 2],
+    own: &mut [PollFd<'_>; 2],
     others: &mut [Watched<'_>],
     timeout: Option<Duration>,
-) -> rustix::io::Result<()> {
+) -> rustix::io::Result<bool> {
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     if others.is_empty() {
         // The path of a request: no allocation.
-        poll(&mut own, timeout.as_ref())?;
-        return Ok(());
+        return Ok(poll(own, timeout.as_ref())? > 0);
     }
     let watched = others
         .iter()
         .map(|other| PollFd::from_borrowed_fd(other.fd, other.interest));
-    let mut all: Vec<_> = watched.chain(own).collect();
-    poll(&mut all, timeout.as_ref())?;
+    let mut all: Vec<_> = watched.chain(own.iter().cloned()).collect();
+    let ready = poll(&mut all, timeout.as_ref())?;
     for (other, polled) in others.iter_mut().zip(&all) {
         other.ready = polled.revents();
     }
-    Ok(())
+    Ok(ready > 0)
 }
