@@ -47,36 +47,37 @@ impl<'a> Cursor<'a> {
         len: u32,
         access: Access,
     ) -> Result<GuestRange<'a>, TranslateError> {
-        if let Some(range) = self.near.part(addr, len, access) {
-            return Ok(range);
+        if !self.near.covers(addr, len, access) {
+            self.move_to(addr, len, access)?;
         }
-        self.look_up(addr, len, access)
+        let offset = addr.wrapping_sub(self.near.first);
+        // SAFETY: these bytes and this right were asked for just now, of what is remembered or, in
+        // `move_to`, of the address space.
+        Ok(unsafe { self.near.memory.part(offset, len, access) })
     }
 
-    /// Out of line, so that the usual case stays small.
+    /// Remembers a piece in which the bytes are. Out of line, so that the usual case stays small.
     #[cold]
     #[inline(never)]
-    fn look_up(
-        &mut self,
-        addr: u64,
-        len: u32,
-        access: Access,
-    ) -> Result<GuestRange<'a>, TranslateError> {
-        if let Some(near) = self.space.surroundings(addr)
-            && let Some(range) = near.part(addr, len, access)
-        {
-            self.near = near;
-            return Ok(range);
-        }
-        self.space.translate(addr, len, access)
+    fn move_to(&mut self, addr: u64, len: u32, access: Access) -> Result<(), TranslateError> {
+        let near = self.space.surroundings(addr);
+        self.near = match near.filter(|near| near.covers(addr, len, access)) {
+            Some(near) => near,
+            None => Surroundings {
+                first: addr,
+                memory: self.space.translate(addr, len, access)?,
+            },
+        };
+        Ok(())
     }
 }
 
-impl<'a> Surroundings<'a> {
+impl Surroundings<'_> {
+    /// An address before the first byte comes out as an offset beyond the last.
     #[inline]
-    fn part(&self, addr: u64, len: u32, access: Access) -> Option<GuestRange<'a>> {
-        // An address before the first byte comes out as an offset beyond the last.
-        self.memory.part(addr.wrapping_sub(self.first), len, access)
+    fn covers(&self, addr: u64, len: u32, access: Access) -> bool {
+        let offset = addr.wrapping_sub(self.first);
+        self.memory.covers(offset, len, access)
     }
 }
 

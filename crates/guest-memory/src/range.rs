@@ -144,22 +144,29 @@ impl<'a> GuestRange<'a> {
         })
     }
 
-    /// As [`GuestRange::narrow`], for those who ask elsewhere if the answer is no. It is no also
-    /// for a part without bytes.
+    /// Whether the `len` bytes at `offset`, one at least, are inside and `access` is allowed.
     #[inline]
-    pub(crate) fn part(&self, offset: u64, len: u32, access: Access) -> Option<GuestRange<'a>> {
-        let (start, len) = (usize::try_from(offset).ok()?, len as usize);
-        let left = self.len.checked_sub(start)?;
-        if len.wrapping_sub(1) >= left || !self.access.allows(access) {
-            return None;
-        }
-        Some(GuestRange {
-            // SAFETY: `start` is at most the length of the range.
-            base: unsafe { self.base.add(start) },
+    pub(crate) fn covers(&self, offset: u64, len: u32, access: Access) -> bool {
+        let size = self.len as u64;
+        offset < size
+            && u64::from(len).wrapping_sub(1) < size - offset
+            && self.access.allows(access)
+    }
+
+    /// The part of `len` bytes at `offset`, for `access`.
+    ///
+    /// # Safety
+    /// The bytes are inside and `access` is allowed, as after [`GuestRange::covers`].
+    #[inline]
+    pub(crate) unsafe fn part(&self, offset: u64, len: u32, access: Access) -> GuestRange<'a> {
+        let (offset, len) = (usize::try_from(offset).unwrap_or(usize::MAX), len as usize);
+        GuestRange {
+            // SAFETY: the caller's promise.
+            base: unsafe { self.base.add(offset) },
             len,
             access,
             mapped: PhantomData,
-        })
+        }
     }
 
     /// Copies from `offset` on into `into`.

@@ -25,8 +25,8 @@ pub struct Segment {
 #[derive(Debug, Default)]
 pub struct Chain {
     head: u16,
-    segments: Vec<Segment>,
-    readable: usize,
+    readable: Vec<Segment>,
+    writable: Vec<Segment>,
     readable_len: u64,
     writable_len: u64,
     /// Descriptors of an indirect table that was too long to be read; else 0.
@@ -72,14 +72,14 @@ impl Chain {
     #[inline]
     #[must_use]
     pub fn readable(&self) -> &[Segment] {
-        self.segments.get(..self.readable).unwrap_or_default()
+        &self.readable
     }
 
     /// What the device is to write.
     #[inline]
     #[must_use]
     pub fn writable(&self) -> &[Segment] {
-        self.segments.get(self.readable..).unwrap_or_default()
+        &self.writable
     }
 
     /// Bytes of all readable segments.
@@ -116,62 +116,38 @@ impl Chain {
     /// Gives every segment another address: what each is, and how it will be used, goes in, the
     /// readable ones first.
     pub fn readdress(&mut self, mut address: impl FnMut(Segment, Access) -> u64) {
-        let readable = self.readable;
-        for (index, segment) in self.segments.iter_mut().enumerate() {
-            let access = if index < readable {
-                Access::Read
-            } else {
-                Access::Write
-            };
-            segment.addr = address(*segment, access);
+        for (segments, access) in [
+            (&mut self.readable, Access::Read),
+            (&mut self.writable, Access::Write),
+        ] {
+            for segment in segments {
+                segment.addr = address(*segment, access);
+            }
         }
     }
 
     #[inline]
     pub(crate) fn start(&mut self, head: u16) {
-        self.segments.clear();
         self.head = head;
-        self.readable = 0;
+        self.readable.clear();
+        self.writable.clear();
         self.readable_len = 0;
         self.writable_len = 0;
         self.oversize = 0;
     }
 
-    /// Adds bytes for the device to read; only before any to be written.
+    /// Adds bytes for the device to read.
     #[inline]
     pub(crate) fn push_readable(&mut self, addr: u64, len: u32) {
         self.readable_len += u64::from(len);
-        self.push(addr, len);
-    }
-
-    /// No more bytes to read come.
-    #[inline]
-    pub(crate) fn end_readable(&mut self) {
-        self.readable = self.segments.len();
+        push(&mut self.readable, addr, len);
     }
 
     /// Adds bytes for the device to write.
     #[inline]
     pub(crate) fn push_writable(&mut self, addr: u64, len: u32) {
         self.writable_len += u64::from(len);
-        self.push(addr, len);
-    }
-
-    /// Empty ones are skipped: VIRTIO does not forbid them.
-    #[inline]
-    fn push(&mut self, addr: u64, len: u32) {
-        if len != 0 {
-            if self.segments.len() == self.segments.capacity() {
-                self.grow();
-            }
-            self.segments.push(Segment { addr, len });
-        }
-    }
-
-    /// Out of line, so that the walk keeps its registers: a chain in use grows only a few times.
-    #[cold]
-    fn grow(&mut self) {
-        self.segments.reserve(1);
+        push(&mut self.writable, addr, len);
     }
 
     /// Drops all segments, so that a device cannot take what there is for the whole.
@@ -179,4 +155,21 @@ impl Chain {
         self.start(self.head);
         self.oversize = entries;
     }
+}
+
+/// Empty segments are skipped: VIRTIO does not forbid them.
+#[inline]
+fn push(segments: &mut Vec<Segment>, addr: u64, len: u32) {
+    if len != 0 {
+        if segments.len() == segments.capacity() {
+            grow(segments);
+        }
+        segments.push(Segment { addr, len });
+    }
+}
+
+/// Out of line, so that the walk keeps its registers: a chain in use grows only a few times.
+#[cold]
+fn grow(segments: &mut Vec<Segment>) {
+    segments.reserve(1);
 }

@@ -61,13 +61,11 @@ pub(crate) fn follow(
         while descriptor.flags & UNUSUAL == 0 {
             chain.push_readable(descriptor.addr, descriptor.len);
             if !descriptor.has(Descriptor::NEXT) {
-                chain.end_readable();
                 return Ok(None);
             }
             index = link(index, &descriptor)?;
             descriptor = fetch(index);
         }
-        chain.end_readable();
         if descriptor.has(Descriptor::INDIRECT) {
             return Ok(Some(Indirect {
                 index,
