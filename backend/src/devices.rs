@@ -317,6 +317,11 @@ mod tests {
         assert_eq!(open("type=tape").unwrap_err(), unknown);
         let no_path = "config: type=blk needs path=";
         assert_eq!(open("type=blk").unwrap_err(), no_path);
+        let unwilling = open("type=blk,direct=1,path=/proc/version").unwrap_err();
+        assert_eq!(
+            unwilling,
+            "/proc/version: its file system has no direct I/O: leave out direct=1"
+        );
         let absent = open("type=blk,path=/no/such/image").unwrap_err();
         assert_eq!(absent, "/no/such/image: there is no such image");
     }

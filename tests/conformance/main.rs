@@ -2,6 +2,7 @@
 
 mod bring_up;
 mod buses;
+mod configuration;
 mod devices;
 mod memory_contract;
 mod scale;
