@@ -21,7 +21,7 @@ use crate::ranges::{Ranges, Unreachable, gather, put_last, scatter, skip, take};
 
 /// Bytes that one request may move on the loop: some 25 µs of copying, for which no thread is
 /// worth waking and after which the next guest has its turn.
-const INLINE_BYTES: u64 = 256 * 1024;
+pub(super) const INLINE_BYTES: u64 = 256 * 1024;
 
 /// What a device needs to serve requests, without its queues.
 #[derive(Debug)]

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::io;
 
-use guest_memory::{AsyncIo, IoBuffers, NotTaken, Transfer};
+use guest_memory::{AsyncIo, IoBuffers, NotTaken};
 
 use super::direct::Alignment;
-use super::job::Waiting;
+use super::job::{Transfer, Waiting};
+use super::serve::INLINE_BYTES;
 use super::storage::Direction;
 
 /// Which transfers of an image need no thread.
@@ -14,7 +15,8 @@ use super::storage::Direction;
 pub(super) enum Takes {
     /// None.
     Nothing,
-    /// All reads.
+    /// Reads through the page cache, of as many bytes as the loop itself would copy: the ring
+    /// copies them on the loop as well.
     Reads,
     /// Reads and writes that the disk takes as they are.
     Aligned(Alignment),
@@ -22,11 +24,11 @@ pub(super) enum Takes {
 
 impl Takes {
     /// Whether that is one of them, of what `buffers` has selected.
-    pub(super) fn includes(self, direction: Direction, offset: u64, buffers: &IoBuffers) -> bool {
+    pub(super) fn includes(self, transfer: &Transfer, buffers: &IoBuffers) -> bool {
         match self {
             Self::Nothing => false,
-            Self::Reads => direction == Direction::In,
-            Self::Aligned(alignment) => alignment.allows_transfer(offset, buffers),
+            Self::Reads => transfer.direction == Direction::In && transfer.len <= INLINE_BYTES,
+            Self::Aligned(alignment) => alignment.allows_transfer(transfer.rest_offset(), buffers),
         }
     }
 }
@@ -61,8 +63,8 @@ impl Transfers for AsyncIo<Waiting> {
         job: Waiting,
     ) -> Result<(), NotTaken<Waiting>> {
         let transfer = match direction {
-            Direction::In => Transfer::Read,
-            Direction::Out => Transfer::Write,
+            Direction::In => guest_memory::Transfer::Read,
+            Direction::Out => guest_memory::Transfer::Write,
         };
         AsyncIo::add(self, transfer, offset, buffers, job)
     }

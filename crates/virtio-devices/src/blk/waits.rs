@@ -201,10 +201,9 @@ impl Waits {
             return Err(job);
         };
         let (skip, len) = transfer.rest();
-        let offset = transfer.rest_offset();
         if self.takes == Takes::Nothing
             || !job.data.select(skip, len)
-            || !self.takes.includes(transfer.direction, offset, &job.data)
+            || !self.takes.includes(&transfer, &job.data)
         {
             return Err(job);
         }
@@ -212,7 +211,7 @@ impl Waits {
             return Err(job);
         };
         let buffers = mem::take(&mut job.data);
-        match transfers.add(transfer.direction, offset, buffers, job) {
+        match transfers.add(transfer.direction, transfer.rest_offset(), buffers, job) {
             Ok(()) => {
                 self.added = true;
                 Ok(())

@@ -240,6 +240,21 @@ fn every_engine_reads_back_what_it_wrote() {
 }
 
 #[test]
+fn more_than_the_loop_would_copy_is_copied_by_a_thread() {
+    let place = Place::new(&pattern(BYTES));
+    let Some(engine) = engine(EngineKind::IoUring) else {
+        return;
+    };
+    for (len, added) in [(256 * 1024, 1), (256 * 1024 + 512, 0)] {
+        let (mut rig, gate) = held(&place, &engine, false);
+        let back = aligned(&mut rig, &vec![0; len]);
+        assert_eq!(rig.ask(IN, 0, None, Some(back)).0, OK);
+        assert!(rig.get(back) == pattern(BYTES)[..len]);
+        assert_eq!(gate.added.load(Ordering::Relaxed), added, "{len} bytes");
+    }
+}
+
+#[test]
 fn what_a_turn_leaves_to_the_kernel_is_one_system_call() {
     let place = Place::new(&pattern(BYTES));
     for (kind, direct) in [(EngineKind::IoUring, false), (EngineKind::LinuxAio, true)] {
