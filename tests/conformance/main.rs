@@ -1,5 +1,6 @@
 //! What the binding promises in numbers and in time, measured at a real backend.
 
+mod batches;
 mod bring_up;
 mod buses;
 mod configuration;
