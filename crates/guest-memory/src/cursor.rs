@@ -36,6 +36,12 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The address space.
+    #[must_use]
+    pub fn space(&self) -> &'a dyn AddressSpace {
+        self.space
+    }
+
     /// As [`AddressSpace::translate`].
     ///
     /// # Errors

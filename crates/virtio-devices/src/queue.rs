@@ -183,16 +183,11 @@ impl RunningQueue {
         false
     }
 
-    /// What the addresses in the buffer of `head`, which was taken, mean.
-    pub(crate) fn space<'a>(
-        &'a self,
-        space: &'a dyn AddressSpace,
-        head: u16,
-    ) -> &'a dyn AddressSpace {
-        match &self.borrowed {
-            None => space,
-            Some(borrowed) => borrowed.loan(head).map_or(space, |loan| loan),
-        }
+    /// What the addresses in the buffer of `head`, which was taken, mean, if its memory was lent;
+    /// else they mean what they always do.
+    pub(crate) fn loan(&self, head: u16) -> Option<&dyn AddressSpace> {
+        let loan = self.borrowed.as_ref()?.loan(head)?;
+        Some(loan)
     }
 
     /// Gives a buffer back, to be published later with others.

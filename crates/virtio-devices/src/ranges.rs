@@ -24,13 +24,12 @@ impl<'a> Ranges<'a> {
     /// Looks up every descriptor, the readable ones first. One bad one spoils the request.
     pub(crate) fn translate(
         &mut self,
-        space: &'a dyn AddressSpace,
+        memory: &mut Cursor<'a>,
         chain: &Chain,
     ) -> Result<(), Unreachable> {
-        let mut memory = Cursor::new(space);
-        self.add(&mut memory, chain.readable(), Access::Read)?;
+        self.add(memory, chain.readable(), Access::Read)?;
         self.readable = self.all.len();
-        self.add(&mut memory, chain.writable(), Access::Write)
+        self.add(memory, chain.writable(), Access::Write)
     }
 
     /// Looks up the writable descriptors alone.

@@ -4,7 +4,7 @@ use std::mem;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use guest_memory::AddressSpace;
+use guest_memory::{AddressSpace, Cursor};
 use virtqueue::{Chain, DeviceQueue};
 
 use super::config::BlkConfig;
@@ -270,6 +270,7 @@ impl Turn<'_> {
     /// Answers how many looks into the ring it took.
     fn serve(self, queue: &mut RunningQueue, out: &mut Vec<DeviceEvent>) -> usize {
         let mut looks = 0;
+        let mut memory = Cursor::new(self.space);
         queue.begin_turn(self.space);
         while looks < self.limit && queue.is_ready() && self.server.has_room() {
             looks += 1;
@@ -277,8 +278,14 @@ impl Turn<'_> {
                 continue;
             }
             let head = self.chain.head();
-            let space = queue.space(self.space, head);
-            match self.server.serve(space, self.chain, self.terms) {
+            let served = match queue.loan(head) {
+                Some(loan) => {
+                    let memory = &mut Cursor::new(loan);
+                    self.server.serve(memory, self.chain, self.terms)
+                }
+                None => self.server.serve(&mut memory, self.chain, self.terms),
+            };
+            match served {
                 Ok(Served::Used(len)) => queue.give_back(head, len, out),
                 Ok(Served::InFlight) => {}
                 Err(_no_status) => {

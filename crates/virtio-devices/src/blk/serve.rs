@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use guest_memory::{Access, AddressSpace, GuestRange};
+use guest_memory::{Access, Cursor, GuestRange};
 use virtqueue::Chain;
 
 use super::config::{BlkConfig, SERIAL_BYTES};
@@ -123,7 +123,7 @@ impl Server {
     /// Serves one request of `queue`, by the table of section 4.3.
     pub(super) fn serve(
         &mut self,
-        space: &dyn AddressSpace,
+        memory: &mut Cursor<'_>,
         chain: &Chain,
         terms: Terms,
     ) -> Result<Served, NoStatus> {
@@ -140,10 +140,10 @@ impl Server {
             return Ok(Served::Used(0));
         };
         let mut ranges = Ranges::default();
-        if refused.is_some() || ranges.translate(space, chain).is_err() {
+        if refused.is_some() || ranges.translate(memory, chain).is_err() {
             // The status byte may be reachable even so.
             let last = chain.writable().last().ok_or(NoStatus)?;
-            let last = space
+            let last = memory
                 .translate(last.addr, last.len, Access::Write)
                 .map_err(|_| NoStatus)?;
             return answer(last, Status::IoErr, 0, data_in);
@@ -184,7 +184,10 @@ impl Server {
             return answer(last, status, work.written(), data_in);
         }
         let written = work.written();
-        match self.waits.begin(space, chain, terms.queue, work, stable) {
+        match self
+            .waits
+            .begin(memory.space(), chain, terms.queue, work, stable)
+        {
             Ok(()) => Ok(Served::InFlight),
             Err(Unreachable) => answer(last, Status::IoErr, written, data_in),
         }

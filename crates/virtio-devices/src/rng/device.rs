@@ -109,7 +109,9 @@ impl DeviceModel for Rng {
                 looks += 1;
                 if queue.pop(space, &mut self.chain, out) {
                     let head = self.chain.head();
-                    let written = self.source.fill(queue.space(space, head), &self.chain);
+                    let written = self
+                        .source
+                        .fill(queue.loan(head).unwrap_or(space), &self.chain);
                     queue.give_back(head, written, out);
                 }
             }
