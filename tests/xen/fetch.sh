@@ -1,6 +1,7 @@
 # Fetches Xen, its tools and a kernel: Debian packages, by name, unpacked into the cache and never installed.
 # Sourced by run. Sets XEN_VERSION (4.17) and KERNEL (6.1.0-56-amd64), as Debian's package lists have them.
-# Leaves $LAB/root (Xen, tools, libraries, the Xen image itself) and $LAB/kernel-$KERNEL/{vmlinux,modules}.
+# Leaves $LAB/root (Xen, tools, libraries, the Xen image itself), $LAB/nbd (a client of that protocol) and
+# $LAB/kernel-$KERNEL/{vmlinux,modules}.
 
 # Everything that the laboratory uses of the host beyond a minimal Debian.
 need_host_tools() {
@@ -24,6 +25,7 @@ fetch_packages() {
         "apt knows no xen-system-amd64, or no Linux $series. Do: apt-get update (the release must be Debian 12, amd64, with its security updates)"
 
     unpack root "xen-hypervisor-$XEN_VERSION-amd64" "xen-utils-$XEN_VERSION" xenstore-utils busybox-static
+    unpack nbd nbd-client
     unpack "kernel-$KERNEL" "linux-image-$KERNEL"
 }
 
@@ -33,7 +35,8 @@ unpack() {
     shift
     packages=$(library_closure "$@" | tr '\n' ' ')
     # Another release of Xen, or another use of the kernel, is unpacked anew.
-    stamp="$packages$(sha256sum <"$here/kernel.py")"
+    stamp=$packages
+    [[ $folder != */kernel-* ]] || stamp="$stamp$(sha256sum <"$here/kernel.py")"
     [ "$(cat "$folder/.packages" 2>/dev/null)" = "$stamp" ] && return
     say "fetching $(echo "$packages" | wc -w) packages: $packages"
     rm -rf "$folder" "$folder.new"

@@ -6,7 +6,7 @@ build_base_images() {
     IMAGES=$LAB/images-$KERNEL
     # Built again when the packages or this file changed.
     local stamp
-    stamp=$(cat "$LAB/root/.packages" "$LAB/kernel-$KERNEL/.packages" "$here/images.sh" | sha256sum)
+    stamp=$(cat "$LAB"/{root,nbd}/.packages "$LAB/kernel-$KERNEL/.packages" "$here/images.sh" | sha256sum)
     [ "$(cat "$IMAGES/.stamp" 2>/dev/null)" = "$stamp" ] && return
     say "building the images of dom0 and the guest"
     rm -rf "$IMAGES"
@@ -36,9 +36,9 @@ common_files() {
     cp -R "$LAB/kernel-$KERNEL/modules" "$top/lib/modules/$KERNEL"
 }
 
-# What dom0 has besides: the toolstack with its libraries, and the kernel of the guest.
+# What dom0 has besides: the toolstack with its libraries, the kernel of the guests, and more for one that is to have an NBD client.
 dom0_files() {
-    local top=$1 tools=usr/lib/xen-$XEN_VERSION/bin tool library
+    local top=$1 tools=usr/lib/xen-$XEN_VERSION/bin tool
     mkdir -p "$top/$tools" "$top"/{etc/xen,guest,lib/x86_64-linux-gnu,var/lib/xen,var/lib/xenstored,var/log/xen/console}
     ln -s /run "$top/var/run"
     for tool in xl xenstored xen-init-dom0 xenconsoled xenconsole xenstore-control libxl-save-helper lsevtchn; do
@@ -47,13 +47,28 @@ dom0_files() {
     done
     xenstore_clients "$top"
     echo 'autoballoon="off"' >"$top/etc/xen/xl.conf"
-    # All libraries of the packages, under the names that the loader asks for. Not those that ldd names:
-    # libgcc_s is opened at run time, by pthread_cancel.
-    find "$LAB/root" -path '*/lib/*' \( -name 'lib*.so.[0-9]*' -o -name 'libxen*.so' \) | while read -r library; do
-        cp -L "$library" "$top/lib/x86_64-linux-gnu/"
-    done
+    libraries_of "$LAB/root" "$top"
     cp -L "$LAB/root/lib64/ld-linux-x86-64.so.2" "$top/lib64/"
     cp "$LAB/kernel-$KERNEL/vmlinux" "$top/guest/"
+    nbd_files "$IMAGES/nbd"
+    archive "$IMAGES/nbd" >"$top/guest/nbd.cpio"
+    rm -rf "$IMAGES/nbd"
+}
+
+nbd_files() {
+    local top=$1
+    mkdir -p "$top"/{bin,lib/x86_64-linux-gnu}
+    cp "$LAB/nbd/sbin/nbd-client" "$top/bin/"
+    libraries_of "$LAB/nbd" "$top"
+}
+
+# libraries_of FOLDER TOP: all libraries of the unpacked packages, under the names that the loader asks for. Not those that ldd
+# names: libgcc_s is opened at run time, by pthread_cancel.
+libraries_of() {
+    local library
+    find "$1" -path '*/lib/*' \( -name 'lib*.so.[0-9]*' -o -name 'libxen*.so' \) | while read -r library; do
+        cp -L "$library" "$2/lib/x86_64-linux-gnu/"
+    done
 }
 
 # What a guest has besides: the XenStore clients.

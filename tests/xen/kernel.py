@@ -18,8 +18,8 @@ SECTOR = 512
 
 # What a domain loads; what those depend on comes with them.
 XEN_MODULES = ["xen-privcmd", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xenfs"]
-# Storage of dom0. ext4 finds crc32c through an alias, which names no module.
-STORAGE_MODULES = ["nvme", "ext4", "crc32c_generic", "loop", "brd"]
+# Storage of dom0, and in a guest the client of an NBD export. ext4 finds crc32c through an alias, which names no module.
+STORAGE_MODULES = ["nvme", "ext4", "crc32c_generic", "loop", "brd", "nbd"]
 
 
 def payload(image: bytes) -> bytes:

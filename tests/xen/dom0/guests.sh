@@ -4,7 +4,7 @@
 GUEST_BOOT_SECONDS=90
 
 # make_guest NAME [SCRIPT [TYPE]]: makes a guest, paused. Once started it runs scenarios/SCRIPT.sh; domu.sh of this scenario if
-# absent. Its kind is TYPE, or that of this boot. $GUEST_OPTIONS are more lines for its configuration; $ON_REBOOT is its own.
+# absent. Its kind is TYPE, or that of this boot. $RAMDISK, $ON_REBOOT and $GUEST_OPTIONS (more lines) change its configuration.
 # 192 MiB: the kernel image alone takes 66. tsc_mode: without it Xen emulates RDTSC, the most frequent exit of a PVH guest.
 make_guest() {
     mkdir -p /run/guests
@@ -13,7 +13,7 @@ make_guest() {
 name="$1"
 type="${3:-$GUEST_TYPE}"
 kernel="/guest/vmlinux"
-ramdisk="/guest/domu.cpio"
+ramdisk="${RAMDISK:-/guest/domu.cpio}"
 memory=192
 vcpus=1
 tsc_mode="native"

@@ -1,0 +1,48 @@
+# Missing modules and reached limits: each failure names its cause, nothing is left behind, and it ends with its cause
+
+# The scenarios after this one find everything as it was.
+no_limits() {
+    if [ -e /dev/xen/elsewhere ]; then mv /dev/xen/elsewhere /dev/xen/gntdev; fi
+    echo 65536 >/sys/module/xen_gntdev/parameters/limit
+    xenstore-control quota set nodes 1000
+}
+trap no_limits EXIT
+trap 'exit 143' TERM
+
+make_disk /srv/disk.img 4
+make_guest guest
+guest=$(domid guest)
+holdings "$guest" >/run/holdings-before
+
+# No gntdev. xenconsoled uses the module too, so its node goes instead.
+mv /dev/xen/gntdev /dev/xen/elsewhere
+must_fail vmsg doctor >/run/said
+grep 'xen-gntdev' /run/said || fail "doctor does not name the module: $(cat /run/said)"
+attach guest type=blk,path=/srv/disk.img
+start_backend
+start_guest guest
+wait_for_report guest met-no-gntdev
+grep 'xen-gntdev' "$RESULTS/backend.log" || fail "a backend without gntdev does not name the module"
+no_limits
+
+# gntdev maps fewer pages at once than a ring has.
+echo 2 >/sys/module/xen_gntdev/parameters/limit
+tell guest few-pages yes
+wait_for_report guest met-few-pages
+grep 'limit' "$RESULTS/backend.log" || fail "the backend does not say that gntdev has a limit"
+no_limits
+
+# XenStore lets the guest own fewer nodes than it has to write.
+xenstore-control quota set nodes 2
+tell guest few-nodes yes
+wait_for_report guest met-few-nodes
+no_limits
+
+tell guest no-limit yes
+wait_for_guest guest
+[ "$(reported guest read)" = "$(sha256 /srv/disk.img)" ] || fail "the guest read something else than the disk holds"
+detach guest 0
+assert_no_nodes "$guest"
+assert_holdings "$guest" /run/holdings-before
+stop_backend
+destroy_guest guest

@@ -1,0 +1,33 @@
+# Meets the limits of its own domain, then those of dom0, then none.
+
+# says TEXT COMMAND...: the command fails, and says so.
+says() {
+    text=$1
+    shift
+    must_fail "$@" >/tmp/said
+    cat /tmp/said
+    grep -q "$text" /tmp/said || fail "'$*' does not say '$text'"
+}
+
+rmmod xen_gntalloc
+says 'modprobe xen-gntalloc' vmsg frontend blk copy 0 /tmp/read.img
+says 'modprobe xen-gntalloc' vmsg doctor
+modprobe xen-gntalloc limit=100
+says limit vmsg frontend blk copy 0 /tmp/read.img
+rmmod xen_gntalloc
+modprobe xen-gntalloc
+
+says 'bus 0' vmsg frontend blk copy 0 /tmp/read.img
+report met-no-gntdev yes
+
+wait_for_note few-pages
+says 'bus 0' vmsg frontend blk copy 0 /tmp/read.img
+report met-few-pages yes
+
+wait_for_note few-nodes
+says quota vmsg frontend blk copy 0 /tmp/read.img
+report met-few-nodes yes
+
+wait_for_note no-limit
+vmsg frontend blk copy 0 /tmp/read.img
+report read "$(sha256 /tmp/read.img)"
