@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use anyhow::Context as _;
 use xen_types::DomId;
 use xenstore::{StoreError, Tree};
 
@@ -39,6 +40,17 @@ impl Bus {
         };
         bus.backend_id = backend_id;
         Ok(Some(bus))
+    }
+
+    /// The bus that somebody names, which must be there.
+    pub(crate) fn standing(
+        tree: &mut impl Tree,
+        frontend_id: DomId,
+        handle: u32,
+    ) -> anyhow::Result<Self> {
+        Self::recorded(tree, frontend_id, handle)?.with_context(|| {
+            format!("domain {frontend_id} has no bus {handle}; `vmsg list` shows what there is")
+        })
     }
 
     /// Every recorded bus, by domain and handle.

@@ -54,12 +54,7 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
     let mut store = platform::open_dom0_store(spec)?;
     stale::sweep(&mut store)?;
     let guest = domain::find(&mut store, &options.domain)?;
-    let Some(bus) = Bus::recorded(&mut store, guest, options.bus)? else {
-        bail!(
-            "domain {guest} has no bus {}; `vmsg list` shows what there is",
-            options.bus
-        );
-    };
+    let bus = Bus::standing(&mut store, guest, options.bus)?;
     let runs = backend_may_run(spec, &bus);
     if let Some(number) = options.device {
         ask_device(&mut store, &bus, number, options.force, runs)?;

@@ -22,6 +22,7 @@ mod logging;
 mod output;
 mod platform;
 mod progress;
+mod resize;
 mod stale;
 mod stat;
 mod transfer;
@@ -67,6 +68,7 @@ enum Command {
     Frontend(frontend::Command),
     Attach(attach::Options),
     Detach(detach::Options),
+    Resize(resize::Options),
     List(list::Options),
     Stat(stat::Options),
     Doctor(doctor::Options),
@@ -111,6 +113,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Frontend(command) => frontend::run(&platform::or_default(cli.platform)?, &command),
         Command::Attach(options) => attach::run(&platform::or_default(cli.platform)?, &options),
         Command::Detach(options) => detach::run(&platform::or_default(cli.platform)?, &options),
+        Command::Resize(options) => resize::run(&platform::or_default(cli.platform)?, &options),
         Command::Doctor(options) => doctor::run(cli.platform, &options),
         Command::Stat(options) => stat::run(&platform::or_default(cli.platform)?, &options),
         Command::List(options) => list::run(&platform::or_default(cli.platform)?, &options),

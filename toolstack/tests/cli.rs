@@ -21,7 +21,9 @@ fn help_names_every_command() {
     let output = vmsg(&["--help"]);
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
-    for command in ["demo", "backend", "frontend", "attach", "detach", "hosted"] {
+    for command in [
+        "demo", "backend", "frontend", "attach", "detach", "resize", "hosted",
+    ] {
         assert!(
             help.contains(&format!("\n  {command} ")),
             "{command}: {help}"

@@ -3,12 +3,19 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use frontend_shim::{Disk, Frontend, Operation};
+use xen_types::DomId;
+use xenstore::Tree as _;
 
 use crate::rig::{GUEST, Machine, Process};
 
 /// Many more requests than are in flight at a time, and no whole number of them: the last request
 /// is shorter than the others.
 const BYTES: usize = (16 << 20) + 3 * 512;
+
+const LIMIT: Duration = Duration::from_secs(30);
 
 struct Scene {
     _backend: Process,
@@ -123,4 +130,40 @@ fn an_error_says_once_which_device_it_is_about() {
     let missing = scene.blk(&["copy", "7", copy.to_str().unwrap()]);
     missing.failed(1, &["vmsg: bus 0 device 7: "]);
     assert!(!copy.exists());
+}
+
+#[test]
+fn a_disk_that_has_grown_can_be_read_to_its_new_end() {
+    let scene = Scene::new();
+    let spec = format!("hosted:{},{GUEST}", scene.machine.dir().display());
+    let mut frontend = Frontend::open(&spec.parse().unwrap(), 0).unwrap();
+    frontend.connect(LIMIT).unwrap();
+    let mut disk = Disk::open(&mut frontend, 0).unwrap();
+    let image = OpenOptions::new().write(true).open(&scene.disk).unwrap();
+    image.set_len(2 * BYTES as u64).unwrap();
+    let resized = scene.machine.dom0(&["resize", "guest1", "0"]);
+    let said = "domain 1 bus 0 device 0: its backend looks at its size\n";
+    assert_eq!(resized.succeeded().stdout, said);
+    let end = Operation::Read {
+        sector: 2 * BYTES as u64 / 512 - 1,
+        len: 512,
+    };
+    let deadline = Instant::now() + LIMIT;
+    while let Err(error) = disk.run(&mut frontend, end) {
+        assert!(Instant::now() < deadline, "{error}");
+    }
+    disk.close(&mut frontend).unwrap();
+    frontend.leave(LIMIT).unwrap();
+
+    for (args, words) in [
+        (["resize", "1", "7"], "has no device 7"),
+        (["resize", "1", "0"], "being removed"),
+    ] {
+        if words == "being removed" {
+            let online = "/local/domain/0/backend/virtio-msg/1/0/device/0/online";
+            let mut dom0 = scene.machine.store(DomId::DOM0);
+            dom0.write(online, "0").unwrap();
+        }
+        scene.machine.dom0(&args).failed(1, &[words]);
+    }
 }
