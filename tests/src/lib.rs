@@ -6,7 +6,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod counted;
 mod disk;
 mod machine;
 mod process;

@@ -8,8 +8,7 @@ use crate::workspace::cargo;
 
 pub(crate) fn run() -> Result<ExitCode> {
     let status = cargo()
-        .args(["test", "--release", "--package", "tests"])
-        .args(["--test", "instructions"])
+        .args(["test", "--release", "--package", "instructions"])
         .status()
         .context("cannot run cargo test")?;
     Ok(if status.success() {

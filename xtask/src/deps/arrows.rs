@@ -57,6 +57,10 @@ const ARROWS: &[(&str, May)] = &[
         "foreign-drivers",
         May::Use(&["frontend-shim", "guest-memory", "virtio-msg"]),
     ),
+    (
+        "instructions",
+        May::Use(&["guest-memory", "virtqueue", "xen-bus", "xen-types"]),
+    ),
     ("benches", May::UseAllBut(&["vmsg"])),
     (
         "vmsg",

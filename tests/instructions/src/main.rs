@@ -1,4 +1,4 @@
-//! What `tests/instructions` counts: the device's side of chains and of ring messages, so many
+//! What `tests/limits.rs` counts: the device's side of chains and of ring messages, so many
 //! rounds of a batch. Only what is below `measured` counts; the peer's side is outside.
 //!
 //!     instruction-probe ROUNDS chain DESCRIPTORS direct|indirect AREAS PAGES
@@ -9,7 +9,7 @@
 use std::hint::black_box;
 
 use guest_memory::{Access, AddressSpace, Area};
-use tests::counted::BATCH;
+use instructions::BATCH;
 use virtqueue::{Chain, DeviceQueue, DriverQueue, QueueLayout, RingFeatures, Segment};
 use xen_bus::areas::{AreaLimits, AreaTable};
 use xen_bus::layout::RingLayout;
@@ -162,7 +162,7 @@ mod measured {
     use std::hint::black_box;
 
     use guest_memory::{Access, AddressSpace, Cursor};
-    use tests::counted::BATCH;
+    use instructions::BATCH;
     use virtqueue::{Chain, DeviceQueue};
     use xen_bus::ring::MessageRing;
 
