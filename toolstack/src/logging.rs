@@ -25,9 +25,9 @@ impl fmt::Display for Format {
     }
 }
 
-/// Starts logging; `RUST_LOG` says how much.
-pub(crate) fn start(format: Format) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+/// Starts logging; `RUST_LOG` says how much, or else `level`.
+pub(crate) fn start(format: Format, level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod attach;
+mod bench;
 mod bus;
 mod demo;
 mod detach;
@@ -72,6 +73,7 @@ enum Command {
     List(list::Options),
     Stat(stat::Options),
     Doctor(doctor::Options),
+    Bench(bench::Options),
     Hosted(hosted::Options),
 }
 
@@ -86,12 +88,17 @@ fn main() -> ExitCode {
         eprintln!("vmsg: {error}");
         return ExitCode::FAILURE;
     }
-    logging::start(cli.log);
+    let level = match cli.command {
+        // A backend comes and goes with each benchmark; that is no news.
+        Command::Bench(_) => "warn",
+        _ => "info",
+    };
+    logging::start(cli.log, level);
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let usage = error.is::<platform::NoPlatform>() || error.is::<Usage>();
-            let interrupted = error.downcast_ref::<demo::Interrupted>().is_some();
+            let interrupted = error.is::<demo::Interrupted>() || error.is::<benches::Interrupted>();
             eprintln!("vmsg: {error:#}");
             ExitCode::from(match (usage, interrupted) {
                 (true, _) => 2,
@@ -109,6 +116,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Demo(options) => demo::run(&options, cli.log),
         Command::Hosted(options) => hosted::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Backend => Ok(backend::run(&platform::or_default(cli.platform)?)?),
         Command::Frontend(command) => frontend::run(&platform::or_default(cli.platform)?, &command),
         Command::Attach(options) => attach::run(&platform::or_default(cli.platform)?, &options),

@@ -14,3 +14,12 @@ pub(crate) fn bar(what: &str, bytes: u64) -> ProgressBar {
     bar.set_message(what.to_owned());
     bar
 }
+
+/// A bar for `count` steps, each with a name of its own; as invisible as [`bar`].
+pub(crate) fn steps(count: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(count), ProgressDrawTarget::stderr_with_hz(10));
+    if let Ok(style) = ProgressStyle::with_template("{msg:12} [{bar:32}] {pos}/{len}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}

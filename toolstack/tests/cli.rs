@@ -22,7 +22,7 @@ fn help_names_every_command() {
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
     for command in [
-        "demo", "backend", "frontend", "attach", "detach", "resize", "hosted",
+        "demo", "backend", "frontend", "attach", "detach", "resize", "hosted", "bench",
     ] {
         assert!(
             help.contains(&format!("\n  {command} ")),
@@ -43,6 +43,7 @@ fn wrong_usage_is_status_2() {
         &["--platform", "vmware", "backend"],
         &["frontend", "blk", "copy", "0"],
         &["hosted"],
+        &["bench", "no_such_benchmark"],
     ] {
         let (code, words) = outcome(args);
         assert_eq!(code, Some(2), "{args:?}: {words}");
@@ -149,4 +150,35 @@ fn the_unit_starts_what_there_is() {
     assert!(output.status.success(), "{output:?}");
     let help = String::from_utf8(output.stdout).unwrap();
     assert!(help.starts_with("Serve devices to guests"), "{help}");
+}
+
+#[test]
+fn bench_writes_an_array_of_figures_for_programs() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("figures.json");
+    let output = vmsg(&[
+        "bench",
+        "--quick",
+        "--json",
+        file.to_str().unwrap(),
+        "notify",
+    ]);
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), words.as_str()), (Some(0), ""));
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.starts_with("name"), "{table}");
+
+    let text = std::fs::read_to_string(file).unwrap();
+    let rows: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let rows = rows.as_array().unwrap();
+    // Four depths: sends of the guest, sends of the backend, grant calls.
+    assert_eq!(rows.len(), 12);
+    for row in rows {
+        let row = row.as_object().unwrap();
+        let keys: Vec<_> = row.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["high", "low", "met", "name", "target", "value"]);
+        // Counted, not timed: true on any machine.
+        assert_eq!(row["met"], true, "{row:?}");
+        assert!(table.contains(row["name"].as_str().unwrap()), "{table}");
+    }
 }

@@ -1,0 +1,100 @@
+//! `vmsg bench`: the benchmark suite, and what it found as a table, as JSON or for the documentation.
+
+use std::fs::File;
+use std::io::{IsTerminal as _, Write as _, stderr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use benches::{Conditions, Interrupted, Progress, Row};
+use clap::builder::PossibleValuesParser;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use crate::{output, progress};
+
+/// Measure the bus beside its peers, on this machine, without Xen.
+///
+/// Each figure is a ratio to a peer that did the same work by turns in the same process, or a
+/// count that the platform kept. Takes some minutes; --quick less than one. A target that is
+/// missed is no failure. docs/performance.md says what the figures mean.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// The benchmarks [default: all].
+    #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(benches::NAMES))]
+    names: Vec<String>,
+    /// Fewer and shorter rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Write the figures for programs into FILE; `-` is standard output, instead of the table.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Print the table as docs/performance.md has it.
+    #[arg(long)]
+    markdown: bool,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        flag::register(signal, Arc::clone(&stop))?;
+    }
+    // Made first: a name that cannot be written is better known before than after.
+    let to_stdout = options
+        .json
+        .as_ref()
+        .is_some_and(|path| path.as_os_str() == "-");
+    let mut file = match &options.json {
+        Some(path) if !to_stdout => {
+            let file = File::create(path).with_context(|| path.display().to_string())?;
+            Some((file, path))
+        }
+        _ => None,
+    };
+    let wanted = benches::Options {
+        quick: options.quick,
+        names: options.names.clone(),
+    };
+    let before = Conditions::now();
+    let rows = measure(&wanted, &stop).map_err(|error| match stop.load(Ordering::Relaxed) {
+        // What an interruption broke is not worth a message of its own.
+        true => Interrupted.into(),
+        false => error,
+    })?;
+    let after = Conditions::now();
+    if let Some((file, path)) = &mut file {
+        serde_json::to_writer_pretty(&mut *file, &rows)?;
+        writeln!(file).with_context(|| path.display().to_string())?;
+    }
+    if to_stdout {
+        output::print_json(&rows)
+    } else if options.markdown {
+        let table = benches::markdown(&rows, &before, &after);
+        Ok(output::print(table.trim_end())?)
+    } else {
+        let cells = rows.iter().map(Row::cells).collect();
+        Ok(output::print(output::table(Row::HEADER, cells))?)
+    }
+}
+
+/// Measures, and shows how far it is to those who can see it.
+fn measure(options: &benches::Options, stop: &AtomicBool) -> anyhow::Result<Vec<Row>> {
+    let total = match options.names.len() {
+        0 => benches::NAMES.len(),
+        named => named,
+    };
+    let bar = progress::steps(total as u64);
+    let visible = stderr().is_terminal();
+    let measured = benches::run(options, stop, &mut |event| match event {
+        Progress::Begin(name) => {
+            bar.set_message(name);
+            bar.inc(1);
+        }
+        Progress::Measured(_) if visible => bar.tick(),
+        Progress::Measured(_) => {}
+        Progress::Skipped(why) => bar.suspend(|| eprintln!("SKIPPED: {why}")),
+    });
+    bar.finish_and_clear();
+    measured
+}
