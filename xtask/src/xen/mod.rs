@@ -28,7 +28,7 @@ pub(crate) enum Command {
     /// Run scenarios: QEMU boots Xen, dom0 and guests; scenarios that want the same kind of machine share a boot
     ///
     /// Needs Debian 12 (or a relative), its packages qemu-system-x86, cpio, python3 and zstd, and the network at the first run: Xen, its tools and a
-    /// kernel (about 85 MB) are fetched by apt-get download into a cache and unpacked there, never installed. Neither root nor hardware
+    /// kernel (about 90 MB) are fetched by apt-get download into a cache and unpacked there, never installed. Neither root nor hardware
     /// virtualisation is needed. A boot takes 15 to 60 seconds. If the laboratory itself fails, and not our programs, the scenario is tried once
     /// more, and it is said.
     Run(Run),

@@ -12,7 +12,7 @@ says() {
 rmmod xen_gntalloc
 says 'modprobe xen-gntalloc' vmsg frontend blk copy 0 /tmp/read.img
 says 'modprobe xen-gntalloc' vmsg doctor
-modprobe xen-gntalloc limit=100
+modprobe xen-gntalloc limit=2
 says limit vmsg frontend blk copy 0 /tmp/read.img
 rmmod xen_gntalloc
 modprobe xen-gntalloc
