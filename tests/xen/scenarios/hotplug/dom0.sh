@@ -1,5 +1,4 @@
 # Devices come and go while the guest reads: asked for and forced; a number is not given twice; nothing is left
-# ci
 
 for disk in first second third; do truncate -s 256M /srv/$disk.img; done
 make_guest guest
