@@ -322,6 +322,11 @@ impl Session {
             if self.stopping && !self.handshake.holds() {
                 return Ok(false);
             }
+            // Before a frontend is served, as it asks for its devices at once.
+            if self.look_at_devices && self.minds_devices() {
+                self.look = true;
+                return Ok(true);
+            }
             let Some(command) = self.handshake.next(&seen) else {
                 self.arm_wait();
                 // Messages may flow since the last step, and their event have come before it.
