@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use crate::instance::InstanceId;
 
-/// Lines in one minute: a connection from its first state to its last takes about ten.
+/// Lines in a minute: a connection from its first state to its last takes about ten.
 pub const GUEST_LINES_PER_PERIOD: u32 = 64;
-/// A guest that reconnects without end for a day writes some 10 MB of them.
+/// The minute that they are counted in: a guest that reconnects without end for a day writes some 10 MB.
 const PERIOD: Duration = Duration::from_secs(60);
 
 /// The log's budget for one bus instance.

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use backend::Gauges;
+use backend::{EngineChoice, Gauges};
 use xen_bus::areas::PAGES_PER_TURN;
 use xen_bus::keys::DEFAULT_MAX_AREA_PAGES;
 use xen_hal::PlatformSpec;
@@ -90,10 +90,8 @@ pub(super) fn xen(
         checks.push(descriptors(process));
     }
     checks.extend(quota(role));
-    checks.push(engine(match xen.guest_type.as_deref() {
-        Some("PVH" | "HVM") => "",
-        _ => "; in a PV domain nothing else would do: there io_uring leaves the guest's pages mapped for ever if its process is killed",
-    }));
+    let is_pv_domain = !matches!(xen.guest_type.as_deref(), Some("PVH" | "HVM"));
+    checks.push(engine(&EngineChoice::of_this_machine(is_pv_domain)));
     checks
 }
 
@@ -122,7 +120,7 @@ pub(super) fn hosted(
     });
     checks.push(descriptors(process));
     checks.extend(quota(Role::of(false, store.as_ref().ok())));
-    checks.push(engine(""));
+    checks.push(engine(&EngineChoice::of_this_machine(false)));
     checks
 }
 
@@ -319,13 +317,9 @@ fn descriptors(process: &Process) -> Check {
     }
 }
 
-fn engine(why: &str) -> Check {
-    ok(
-        "engine",
-        format!(
-            "cached data at once (RWF_NOWAIT), other disk I/O in threads: their calls end before a killed process does{why}"
-        ),
-    )
+fn engine(choice: &EngineChoice) -> Check {
+    let found = format!("cached data at once (RWF_NOWAIT), what waits by {choice}");
+    ok("engine", found)
 }
 
 fn ok(check: &'static str, found: impl Into<String>) -> Check {
