@@ -2,7 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use guest_memory::{AddressSpace, LeasedRange, Loan, NoRoom, Part, Return, Transient, UnmapError};
+use guest_memory::{
+    AddressSpace, LeasedRange, Loan, NoRoom, Part, Return, Transient, TranslateError, UnmapError,
+};
 use xen_bus::grants::GrantRange;
 use xen_hal::Platform;
 use xen_types::DomId;
@@ -10,6 +12,7 @@ use xen_types::DomId;
 use super::GrantBuffers;
 use super::mapped::Mapped;
 use super::staging::{self, Staging};
+use super::tables::Tables;
 
 /// Pages lent at a time for all buffers of a connection: 4 MiB. A buffer that needs more on its own
 /// fails; one that needs more than is left waits in its queue. It bounds what a guest makes the
@@ -22,6 +25,7 @@ pub(super) struct Lender {
     platform: Platform,
     peer: DomId,
     state: Mutex<State>,
+    tables: Mutex<Tables>,
 }
 
 #[derive(Debug)]
@@ -66,7 +70,13 @@ impl Lender {
                 relieved: false,
                 fault: None,
             }),
+            tables: Mutex::default(),
         }
+    }
+
+    /// Copies an indirect table.
+    pub(super) fn fetch_table(&self, addr: u64, into: &mut [u8]) -> Result<(), TranslateError> {
+        self.tables().fetch(&self.platform, self.peer, addr, into)
     }
 
     /// Pages that are lent.
@@ -94,6 +104,10 @@ impl Lender {
         }
     }
 
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,6 +117,10 @@ impl Transient for Lender {
     /// Also for addresses that are of neither form: nobody else translates them.
     fn names(&self, addr: u64) -> bool {
         addr >> 63 == 1
+    }
+
+    fn prefetch(&self, tables: &mut dyn Iterator<Item = (u64, u32)>) {
+        self.tables().prefetch(&self.platform, self.peer, tables);
     }
 
     fn lend(&self, standing: &dyn AddressSpace, loan: &mut Loan) -> Result<(), NoRoom> {

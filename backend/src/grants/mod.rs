@@ -20,7 +20,6 @@ use xen_types::DomId;
 
 use lender::Lender;
 use rings::Rings;
-use tables::Tables;
 
 /// How buffers at grant addresses are reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +39,6 @@ pub(crate) struct Grants {
     platform: Platform,
     peer: DomId,
     rings: Rings,
-    tables: Tables,
     lender: Arc<Lender>,
     /// The lender once more, as queues know it.
     transient: Arc<dyn Transient>,
@@ -53,7 +51,6 @@ impl Grants {
             platform,
             peer,
             rings: Rings::default(),
-            tables: Tables::default(),
             transient: Arc::clone(&lender) as Arc<dyn Transient>,
             lender,
         }
@@ -83,7 +80,7 @@ impl Grants {
 
     /// Copies an indirect table.
     pub(crate) fn fetch_table(&self, addr: u64, into: &mut [u8]) -> Result<(), TranslateError> {
-        self.tables.fetch(&self.platform, self.peer, addr, into)
+        self.lender.fetch_table(addr, into)
     }
 
     /// Pages of rings that are mapped.

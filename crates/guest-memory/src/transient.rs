@@ -14,6 +14,11 @@ pub trait Transient: Send + Sync + fmt::Debug {
     /// Whether `addr` is of the form that names transient memory.
     fn names(&self, addr: u64) -> bool;
 
+    /// Copies `tables`, each an address and a length, with one call, for the next
+    /// [`AddressSpace::fetch`] of each. Forgets what was copied before. A hint: what cannot be
+    /// copied now is left to that call.
+    fn prefetch(&self, tables: &mut dyn Iterator<Item = (u64, u32)>);
+
     /// Finds memory for every part of `loan`; what is not transient is looked up in `standing`.
     /// A part that is out of reach stays without; so does all but the last part of a loan that is
     /// larger than all the room there is. Nothing is filled yet.

@@ -9,10 +9,10 @@ use std::mem;
 use std::sync::Arc;
 
 use guest_memory::{AddressSpace, Loan, Return, Transient};
-use virtqueue::{Chain, DeviceQueue, QueueFault};
+use virtqueue::{Chain, DeviceQueue, QueueFault, Segment};
 
 /// Buffers that are fetched with one call: what a turn of the backend serves of a device.
-const BATCH: usize = 64;
+const BATCH: u16 = 64;
 
 /// What a queue has borrowed.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub(crate) struct Borrowed {
     returned: Vec<Returned>,
     /// For the next ones.
     spare: Vec<Buffer>,
+    /// Indirect tables of the next ones; empty between calls.
+    tables: Vec<Segment>,
 }
 
 /// A buffer, and what it names if that is not all standing memory.
@@ -74,6 +76,7 @@ impl Borrowed {
             lent: HashMap::new(),
             returned: Vec::new(),
             spare: Vec::new(),
+            tables: Vec::new(),
         }
     }
 
@@ -96,7 +99,8 @@ impl Borrowed {
         ring: &mut DeviceQueue,
         space: &dyn AddressSpace,
     ) -> Result<Took, QueueFault> {
-        while self.taken.len() < BATCH {
+        self.prefetch(ring);
+        while self.taken.len() < usize::from(BATCH) {
             let mut buffer = match self.held.take() {
                 Some(buffer) => buffer,
                 None => {
@@ -118,6 +122,16 @@ impl Borrowed {
             self.fresh += 1;
         }
         Ok(Took::Enough)
+    }
+
+    fn prefetch(&mut self, ring: &DeviceQueue) {
+        ring.upcoming_tables(BATCH, &mut self.tables);
+        let source = &self.source;
+        self.tables.retain(|table| source.names(table.addr));
+        if !self.tables.is_empty() {
+            let mut tables = self.tables.drain(..).map(|table| (table.addr, table.len));
+            source.prefetch(&mut tables);
+        }
     }
 
     /// Fetches what was taken and stores what was given back, with one call. If parts cannot be

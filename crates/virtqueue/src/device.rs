@@ -6,13 +6,15 @@
 
 use guest_memory::{Access, AddressSpace};
 
+use crate::descriptor::Descriptor;
 use crate::indirect;
 use crate::memory::{Step, fence};
 use crate::notify::Notifier;
 use crate::ring::{DeviceRings, NO_INTERRUPT, NO_NOTIFY};
 use crate::walk::{Part, follow};
 use crate::{
-    Chain, DescriptorAt, QueueFault, QueueLayout, QueueState, RingFeatures, SetupError, StateError,
+    Chain, DescriptorAt, QueueFault, QueueLayout, QueueState, RingFeatures, Segment, SetupError,
+    StateError,
 };
 
 /// The device's end of one queue. Holds leases of the ring's memory until it is dropped.
@@ -120,6 +122,26 @@ impl DeviceQueue {
     ) -> Result<bool, QueueFault> {
         self.take(space, chain)
             .inspect_err(|&fault| self.stop(fault))
+    }
+
+    /// The indirect tables that the next chains name, of at most `most` of them: a hint for who can
+    /// fetch many at once. Nothing is checked or remembered; [`DeviceQueue::pop`] looks for itself.
+    pub fn upcoming_tables(&self, most: u16, out: &mut Vec<Segment>) {
+        if !self.features.indirect || self.fault.is_some() {
+            return;
+        }
+        let new = self.rings.avail_idx().wrapping_sub(self.next_avail);
+        for ahead in 0..new.min(most).min(self.size) {
+            let head = self.rings.avail_slot(self.next_avail.wrapping_add(ahead));
+            if head >= self.size {
+                return;
+            }
+            let descriptor = self.rings.descriptor(head);
+            if descriptor.has(Descriptor::INDIRECT) {
+                let Descriptor { addr, len, .. } = descriptor;
+                out.push(Segment { addr, len });
+            }
+        }
     }
 
     /// Returns a chain of which the first `written` writable bytes were written. The driver sees it
