@@ -5,5 +5,6 @@ mod bring_up;
 mod buses;
 mod configuration;
 mod devices;
+mod grant_addresses;
 mod memory_contract;
 mod scale;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod disk;
+mod grant_disk;
 mod machine;
 mod process;
 mod random;
@@ -16,6 +17,8 @@ mod rig;
 mod toolstack;
 
 pub use disk::{make_disk, pattern, write_pattern};
+pub use frontend_shim::Pool;
+pub use grant_disk::{GrantDisk, GrantRequest, address};
 pub use machine::{Holdings, Machine};
 pub use process::{Ended, Process, line, vmsg};
 pub use random::Random;

@@ -36,6 +36,8 @@ pub struct RawGuest {
     link: Option<RawLink>,
     /// Frames that came and were not asked for.
     pub events: Vec<Vec<u8>>,
+    /// Whether it will choose grant addresses.
+    pub grant_addresses: bool,
     last_token: u16,
 }
 
@@ -59,6 +61,7 @@ impl RawGuest {
             platform,
             link: None,
             events: Vec::new(),
+            grant_addresses: false,
             last_token: 0,
         }
     }
@@ -84,7 +87,7 @@ impl RawGuest {
             ring_page_order: order,
             ring_refs: pages.refs.clone(),
             event_channel: port,
-            grant_addresses: false,
+            grant_addresses: self.grant_addresses,
         };
         self.link = Some(RawLink {
             ring: ring.expect("ring"),
@@ -446,10 +449,7 @@ impl RawDisk {
         let len = QueueLayout::contiguous_bytes(Self::SIZE) as usize;
         let rings = pool.take(len).expect("room");
         let layout = QueueLayout::contiguous(pool.address(rings, 0), Self::SIZE);
-        for request in Self::up_to_features_ok(features) {
-            guest.request(rig, dev_num, request);
-        }
-        assert_eq!(guest.status(rig, dev_num), Self::negotiated());
+        Self::negotiate_with(rig, guest, dev_num, features);
         Self::set_queue(rig, guest, dev_num, layout);
         assert!(guest.is_enabled(rig, dev_num, 0));
         let all = Self::negotiated() | Status::DRIVER_OK;
@@ -493,7 +493,13 @@ impl RawDisk {
     /// Up to FEATURES_OK, with the required features alone.
     #[track_caller]
     pub fn negotiate(rig: &mut Rig, guest: &mut RawGuest, dev_num: u16) {
-        for request in Self::up_to_features_ok(Features(0)) {
+        Self::negotiate_with(rig, guest, dev_num, Features(0));
+    }
+
+    /// Up to FEATURES_OK, with these features and the required ones.
+    #[track_caller]
+    pub fn negotiate_with(rig: &mut Rig, guest: &mut RawGuest, dev_num: u16, features: Features) {
+        for request in Self::up_to_features_ok(features) {
             guest.request(rig, dev_num, request);
         }
         assert_eq!(guest.status(rig, dev_num), Self::negotiated());
@@ -578,11 +584,16 @@ impl RawDisk {
 
     /// EVENT_AVAIL.
     pub fn kick(&self, guest: &mut RawGuest) {
+        Self::kick_queue(guest, self.dev_num);
+    }
+
+    /// EVENT_AVAIL of queue 0.
+    pub fn kick_queue(guest: &mut RawGuest, dev_num: u16) {
         let event = Event::Avail(EventAvail {
             index: 0,
             next_offset: 0,
         });
-        let dev_num = DevNum(self.dev_num);
+        let dev_num = DevNum(dev_num);
         guest.send(&Frame::Event { dev_num, event });
     }
 

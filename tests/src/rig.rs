@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use backend::{Service, open_host};
+use backend::{GrantBuffers, Service, open_host};
 use xen_types::DomId;
 
 use crate::{Bus, LIMIT, Machine, Toolstack, make_disk};
@@ -27,10 +27,16 @@ impl Rig {
     /// Without guests.
     #[must_use]
     pub fn start() -> Self {
+        Self::start_with(GrantBuffers::default())
+    }
+
+    /// As [`Rig::start`], with buffers at grant addresses reached in this way.
+    #[must_use]
+    pub fn start_with(buffers: GrantBuffers) -> Self {
         let machine = Machine::start();
         Self {
             toolstack: Toolstack::new(machine.store(DomId::DOM0)),
-            service: new_service(&machine),
+            service: new_service(&machine, buffers),
             machine,
         }
     }
@@ -62,7 +68,8 @@ impl Rig {
 
     /// The backend dies as if it were killed, and another takes its place.
     pub fn restart(&mut self) {
-        self.service = new_service(&self.machine);
+        let buffers = self.service.host().grant_buffers;
+        self.service = new_service(&self.machine, buffers);
         self.machine.barrier();
     }
 
@@ -138,8 +145,9 @@ impl Rig {
     }
 }
 
-fn new_service(machine: &Machine) -> Service {
-    let host = open_host(&machine.spec(DomId::DOM0)).expect("host");
+fn new_service(machine: &Machine, buffers: GrantBuffers) -> Service {
+    let mut host = open_host(&machine.spec(DomId::DOM0)).expect("host");
+    host.grant_buffers = buffers;
     Service::new(host, None).expect("service")
 }
 
