@@ -203,7 +203,7 @@ struct xen_vmsg_ring {
  * Bus addresses (section 5)
  * =========================
  * What stands in SET_VQUEUE and in every descriptor. Grant addresses are possible only if both sides
- * have feature-grant-addresses = 1.
+ * have feature-grant-addresses = 1. A range at a grant address goes on in the next reference.
  */
 #define XEN_VMSG_AREA_ID_MIN            1
 #define XEN_VMSG_AREA_ID_MAX            32767
