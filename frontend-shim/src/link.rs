@@ -35,6 +35,9 @@ pub struct LinkOptions {
     pub ring_page_order: u32,
     /// The largest message in bytes; less if the backend offers less.
     pub message_size: u16,
+    /// Whether to name buffers by their grants, if the backend offers that: queues stay in the
+    /// shared area.
+    pub grant_addresses: bool,
 }
 
 impl Default for LinkOptions {
@@ -42,6 +45,7 @@ impl Default for LinkOptions {
         Self {
             ring_page_order: 2,
             message_size: DEFAULT_MESSAGE_SIZE,
+            grant_addresses: false,
         }
     }
 }
@@ -59,6 +63,8 @@ pub struct Link {
     bus: DriverSideBus,
     news: News,
     pool: Option<Pool>,
+    /// Buffers are named by their grants.
+    grant_addresses: bool,
     epoch: Clock,
     frame: Vec<u8>,
     /// The port is masked since an event came.
@@ -103,7 +109,7 @@ impl Link {
             ring_page_order: layout.order(),
             ring_refs: ring_pages.refs.clone(),
             event_channel: port,
-            grant_addresses: false,
+            grant_addresses: options.grant_addresses && offer.grant_addresses,
         };
         tracing::debug!(handle, BUS_VERSION, slots = layout.slots(), %port, "ring shared");
         let limits = Limits {
@@ -122,6 +128,7 @@ impl Link {
             bus: DriverSideBus::new(limits, answer_limit),
             news: News::default(),
             pool: None,
+            grant_addresses: keys.grant_addresses,
             epoch: Clock::now(),
             frame: vec![0; usize::from(layout.message_size())],
             masked: false,
@@ -219,7 +226,8 @@ impl Link {
     /// The backend has mapped the area.
     pub(crate) fn finish_share(&mut self, sharing: Sharing) {
         if let Some(id) = AreaId::new(POOL_ID) {
-            self.pool = Some(Pool::new(sharing.data, id));
+            let pool = Pool::new(sharing.data, id);
+            self.pool = Some(pool.naming_grants(self.grant_addresses));
         }
     }
 

@@ -2,8 +2,9 @@
 //! (binding sections 4 and 5: one area, ring address 0 is never handed out).
 
 use guest_memory::{Access, AddressSpace, GuestRange, LeasedRange, TranslateError};
+use virtqueue::Segment;
 use xen_hal::GrantedPages;
-use xen_types::{AreaId, BusAddr, Form};
+use xen_types::{AreaId, BusAddr, Form, PAGE_SIZE};
 
 use crate::runs::Runs;
 
@@ -47,6 +48,8 @@ pub struct Pool {
     pages: GrantedPages,
     id: AreaId,
     free: Runs,
+    /// Buffers are named by their grants.
+    names_grants: bool,
 }
 
 impl Pool {
@@ -54,7 +57,62 @@ impl Pool {
     #[must_use]
     pub fn new(pages: GrantedPages, id: AreaId) -> Self {
         let free = Runs::new(pages.area.len());
-        Self { pages, id, free }
+        Self {
+            pages,
+            id,
+            free,
+            names_grants: false,
+        }
+    }
+
+    /// Whether [`Pool::buffer`] names the pages by their grants.
+    #[must_use]
+    pub fn naming_grants(self, names_grants: bool) -> Self {
+        Self {
+            names_grants,
+            ..self
+        }
+    }
+
+    /// Segments that [`Pool::buffer`] gives for so many bytes, at most.
+    #[must_use]
+    pub fn segments(&self, len: usize) -> usize {
+        if self.names_grants {
+            len.div_ceil(PAGE_SIZE) + 1
+        } else {
+            1
+        }
+    }
+
+    /// The segments of `len` bytes at `at` of `block`: one, or one for each granted page.
+    pub fn buffer(&self, block: Block, at: usize, len: u32) -> impl Iterator<Item = Segment> {
+        let mut offset = block.offset.saturating_add(at);
+        let mut left = len;
+        std::iter::from_fn(move || {
+            if left == 0 {
+                return None;
+            }
+            let (addr, len) = self.segment(offset, left);
+            offset = offset.saturating_add(len as usize);
+            left = left.saturating_sub(len);
+            Some(Segment { addr, len })
+        })
+    }
+
+    /// The address of a byte of the area, and how many of `len` bytes follow it there.
+    fn segment(&self, offset: usize, len: u32) -> (u64, u32) {
+        let page = self.pages.refs.get(offset / PAGE_SIZE).copied();
+        let (in_page, room) = (offset % PAGE_SIZE, PAGE_SIZE - offset % PAGE_SIZE);
+        let granted = page.zip(u16::try_from(in_page).ok());
+        match granted.and_then(|(gref, at)| BusAddr::in_grant(gref, at)) {
+            Some(address) if self.names_grants => {
+                (address.0, len.min(u32::try_from(room).unwrap_or(len)))
+            }
+            _ => {
+                let address = BusAddr::in_area(self.id, offset as u64);
+                (address.map_or(0, |address| address.0), len)
+            }
+        }
     }
 
     /// Cuts off a zeroed block of `len` bytes.
@@ -146,6 +204,7 @@ impl AddressSpace for Pool {
 mod tests {
     use super::*;
     use guest_memory::Area;
+    use xen_types::GrantRef;
 
     /// 8,192 bytes that are not zero.
     fn pool() -> Pool {
@@ -177,6 +236,26 @@ mod tests {
             let all = pool.take(8192).unwrap();
             assert_eq!((pool.address(all, 0), pool.left()), (1 << 48, 0));
         }
+    }
+
+    #[test]
+    fn a_buffer_is_one_segment_of_the_area_or_one_for_each_granted_page() {
+        let mut pool = pool();
+        pool.pages.refs = [70, 9].map(GrantRef).to_vec();
+        let _before = pool.take(64).unwrap();
+        let block = pool.take(8000).unwrap();
+        let segments = |pool: &Pool, at, len| -> Vec<(u64, u32)> {
+            let buffer = pool.buffer(block, at, len);
+            buffer.map(|segment| (segment.addr, segment.len)).collect()
+        };
+        assert_eq!(segments(&pool, 8, 7000), [((1 << 48) + 72, 7000)]);
+        let pool = pool.naming_grants(true);
+        let granted = |gref: u64, offset| 1 << 63 | gref << 12 | offset;
+        let expected = [(granted(70, 72), 4024), (granted(9, 0), 2976)];
+        assert_eq!(segments(&pool, 8, 7000), expected);
+        assert_eq!(segments(&pool, 4096, 1), [(granted(9, 64), 1)]);
+        assert_eq!(segments(&pool, 0, 0), []);
+        assert!(pool.segments(7000) >= 2);
     }
 
     #[test]

@@ -141,7 +141,12 @@ impl Survivor {
 
 #[test]
 fn a_killed_backend_holds_nothing_and_the_next_one_serves_the_same_guest() {
-    kill_backends(&mut Random::seeded(1), "");
+    kill_backends("", |_| {});
+}
+
+#[test]
+fn a_killed_backend_leaves_nothing_of_granted_buffers() {
+    kill_backends("", Frontend::name_grants);
 }
 
 #[test]
@@ -152,17 +157,19 @@ fn what_a_killed_backend_left_to_the_kernel_ends_before_the_next_one_serves() {
         return;
     }
     // Past the page cache every request is the kernel's, by io_uring where that is allowed.
-    kill_backends(&mut Random::seeded(3), "direct=1,");
+    kill_backends("direct=1,", |_| {});
 }
 
 /// Kills backends of a guest whose disk has these keys.
-fn kill_backends(random: &mut Random, keys: &str) {
+fn kill_backends(keys: &str, prepare: impl FnOnce(&mut Frontend)) {
+    let mut random = Random::seeded(1);
     let machine = Machine::start();
     let mut toolstack = Toolstack::new(machine.store(DomId::DOM0));
     let bus = give_disk(&machine, &mut toolstack, "guest", keys);
     let mut backend = start_backend(&machine);
     toolstack.wait_for(&bus.device(0, "status"), "ready");
     let mut guest = Survivor::new(&machine, bus);
+    prepare(&mut guest.frontend);
     let (progress, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut load = random.clone();
     std::thread::scope(|scope| {
@@ -176,7 +183,7 @@ fn kill_backends(random: &mut Random, keys: &str) {
                     std::thread::yield_now();
                 }
             }
-            pass(random, Duration::from_millis(40));
+            pass(&mut random, Duration::from_millis(40));
             backend.kill();
             let expected = Holdings::default();
             assert_eq!(machine.holdings(DomId::DOM0), expected, "kill {kill}");

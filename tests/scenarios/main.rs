@@ -4,6 +4,7 @@ mod attach_detach;
 mod bad_input;
 mod driver_domain;
 mod foreign_drivers;
+mod granted_buffers;
 mod kills;
 mod load;
 mod many_guests;

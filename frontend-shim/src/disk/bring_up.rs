@@ -12,8 +12,6 @@ use crate::pool::Block;
 
 /// Descriptors of the queue (binding section 4: a user-space frontend's default).
 const QUEUE_SIZE: u16 = 128;
-/// Descriptors of a request: header, data, status.
-const TABLE_ENTRIES: u16 = 3;
 /// What is used of a block device: one queue, and configuration space up to SECURE_ERASE.
 const WANTS: Wants = Wants {
     features: Features(
@@ -75,7 +73,10 @@ impl Disk {
             match frontend.wait_device(dev_num, limits.answer)? {
                 DriverAction::NeedQueue { index, max_size } => {
                     check_kind(frontend, dev_num)?;
-                    queue = Some(provide_queue(frontend, dev_num, index, max_size, memory)?);
+                    let bytes = options.request_bytes;
+                    let provided =
+                        provide_queue(frontend, dev_num, (index, max_size), bytes, memory);
+                    queue = Some(provided?);
                 }
                 DriverAction::Ready { features, config } => break (features, config),
                 DriverAction::Failed(fault) => return Err(failed(&fault)),
@@ -108,6 +109,7 @@ impl Disk {
             connection,
             queue,
             slots,
+            segments: Default::default(),
             request_bytes: options.request_bytes,
             memory: Vec::new(),
             capacity,
@@ -133,8 +135,8 @@ fn check_kind(frontend: &mut Frontend, dev_num: u16) -> Result<(), FrontendError
 fn provide_queue(
     frontend: &mut Frontend,
     dev_num: u16,
-    index: u16,
-    max_size: u16,
+    (index, max_size): (u16, u16),
+    request_bytes: usize,
     memory: &mut Vec<Block>,
 ) -> Result<DriverQueue, FrontendError> {
     let handle = frontend.instance().handle;
@@ -144,6 +146,9 @@ fn provide_queue(
     let link = frontend.link()?;
     let now = link.now();
     let pool = link.pool_mut().ok_or_else(|| failed(&NO_MEMORY))?;
+    // Header, data, status.
+    let entries = 2_usize.saturating_add(pool.segments(request_bytes));
+    let entries = u16::try_from(entries).map_err(|error| failed(&error))?;
     let mut take = |len: u32| {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let block = pool.take(len).map_err(|full| failed(&full))?;
@@ -151,14 +156,14 @@ fn provide_queue(
         Ok::<_, FrontendError>(pool.address(block, 0))
     };
     let rings = take(QueueLayout::contiguous_bytes(size))?;
-    let tables = take(DriverQueue::indirect_table_bytes(size, TABLE_ENTRIES))?;
+    let tables = take(DriverQueue::indirect_table_bytes(size, entries))?;
     let layout = QueueLayout::contiguous(rings, size);
     let ring = RingFeatures {
         indirect: features.contains(Features::INDIRECT_DESC),
         event_idx: features.contains(Features::EVENT_IDX),
     };
     let queue = DriverQueue::new(pool, layout, ring)
-        .and_then(|queue| queue.with_indirect_tables(pool, tables, TABLE_ENTRIES))
+        .and_then(|queue| queue.with_indirect_tables(pool, tables, entries))
         .map_err(|error| failed(&error))?;
     let setup = QueueSetup {
         size,

@@ -1,10 +1,10 @@
 //! Requests in flight: submit, poll, finish (virtio 1.4 sections 2.7 and 5.2.6).
 
+use std::mem;
 use std::time::Instant;
 
 use guest_memory::{Access, AddressSpace as _};
 use virtio_msg::DriverAction;
-use virtqueue::Segment;
 
 use super::request::{HEADER, STATUS_AT};
 use super::{Disk, Finished, Operation, Status};
@@ -23,36 +23,32 @@ impl Disk {
         operation: Operation,
     ) -> Result<(), FrontendError> {
         let (.., len, device_writes) = operation.parts();
-        let data = Segment {
-            addr: self.data_address(frontend, slot)?,
-            len: self.length(len)?,
-        };
+        let len = self.length(len)?;
         let free = self.slots.get(slot).filter(|slot| slot.busy.is_none());
-        let block = free
-            .map(|slot| slot.control)
+        let (control, data) = free
+            .map(|slot| (slot.control, slot.data))
             .ok_or_else(|| self.failed(format_args!("slot {slot} is busy")))?;
+        let [mut readable, mut writable] = mem::take(&mut self.segments);
+        readable.clear();
+        writable.clear();
         let pool = self.pool(frontend)?;
-        let control = pool.address(block, 0);
-        pool.translate(control, HEADER + 1, Access::Write)
+        pool.translate(pool.address(control, 0), HEADER + 1, Access::Write)
             .map_err(|error| error.to_string())
             .and_then(|range| {
                 let bytes = operation.control();
                 range.write(0, &bytes).map_err(|error| error.to_string())
             })
             .map_err(|error| self.failed(error))?;
-        let header = Segment {
-            addr: control,
-            len: HEADER,
+        readable.extend(pool.buffer(control, 0, HEADER));
+        let side = if device_writes {
+            &mut writable
+        } else {
+            &mut readable
         };
-        let status = Segment {
-            addr: pool.address(block, STATUS_AT),
-            len: 1,
-        };
-        let head = match (len, device_writes) {
-            (0, _) => self.queue.add(&[header], &[status]),
-            (_, true) => self.queue.add(&[header], &[data, status]),
-            (_, false) => self.queue.add(&[header, data], &[status]),
-        };
+        side.extend(pool.buffer(data, 0, len));
+        writable.extend(pool.buffer(control, STATUS_AT, 1));
+        let head = self.queue.add(&readable, &writable);
+        self.segments = [readable, writable];
         let head = head.map_err(|error| self.failed(error))?;
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.busy = Some((head, operation, Instant::now()));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use guest_memory::{Access, AddressSpace as _};
 use virtio_msg::Features;
-use virtqueue::DriverQueue;
+use virtqueue::{DriverQueue, Segment};
 
 use crate::error::FrontendError;
 use crate::frontend::Frontend;
@@ -82,6 +82,8 @@ pub struct Disk {
     connection: u64,
     queue: DriverQueue,
     slots: Vec<Slot>,
+    /// Of the request that is being made available: what the device reads, and what it writes.
+    segments: [Vec<Segment>; 2],
     request_bytes: usize,
     /// Everything that was taken from the pool.
     memory: Vec<Block>,

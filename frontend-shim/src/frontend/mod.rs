@@ -117,6 +117,12 @@ impl Frontend {
         })
     }
 
+    /// Buffers are named by their grants in connections to come, if the backend offers that
+    /// (binding section 5); queues stay in the shared area.
+    pub fn name_grants(&mut self) {
+        self.options.grant_addresses = true;
+    }
+
     /// The instance.
     #[must_use]
     pub fn instance(&self) -> &Instance {
