@@ -4,7 +4,7 @@ use frontend_shim::{Disk, DiskOptions, Frontend, Operation};
 use tests::{Bus, LIMIT, Machine, Toolstack, make_disk, write_pattern};
 use xen_types::DomId;
 
-use crate::scene::start_backend;
+use crate::scene::{Scene, start_backend};
 
 /// Bytes of the disk.
 const BYTES: usize = 4 << 20;
@@ -47,4 +47,24 @@ fn data_of_any_size_arrives_and_nothing_stays_mapped() {
     disk.close(&mut frontend).unwrap();
     frontend.leave(LIMIT).unwrap();
     assert_eq!(machine.holdings(DomId::DOM0).mapped, 0);
+}
+
+#[test]
+fn vmsg_copies_a_disk_page_by_page() {
+    let scene = Scene::new();
+    scene.attach("disk").succeeded();
+    let copy = scene.machine.file("copy.img");
+    let args = [
+        "frontend",
+        "blk",
+        "copy",
+        "--grants",
+        "0",
+        copy.to_str().unwrap(),
+    ];
+    scene.in_guest(&args).succeeded();
+    let image = std::fs::read(scene.machine.file("disk")).unwrap();
+    assert!(std::fs::read(&copy).unwrap() == image);
+    let copied = scene.machine.counters(DomId::DOM0).grant_copy_segments;
+    assert!(copied >= image.len() as u64 / 4096, "{copied}");
 }

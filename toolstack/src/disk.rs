@@ -27,9 +27,8 @@ pub(crate) enum Command {
         from: Place,
         /// Device number or file.
         to: Place,
-        /// The bus.
-        #[arg(long, value_name = "HANDLE", default_value_t = 0)]
-        bus: u32,
+        #[command(flatten)]
+        way: Way,
         /// Print figures for programs.
         #[arg(long)]
         json: bool,
@@ -64,9 +63,8 @@ pub(crate) enum Command {
         device: u16,
         #[command(flatten)]
         load: load::Load,
-        /// The bus.
-        #[arg(long, value_name = "HANDLE", default_value_t = 0)]
-        bus: u32,
+        #[command(flatten)]
+        way: Way,
         /// Print figures for programs.
         #[arg(long)]
         json: bool,
@@ -78,13 +76,24 @@ pub(crate) enum Command {
         /// Device number.
         #[arg(value_name = "DEV")]
         device: u16,
-        /// The bus.
-        #[arg(long, value_name = "HANDLE", default_value_t = 0)]
-        bus: u32,
+        #[command(flatten)]
+        way: Way,
         /// Print figures for programs.
         #[arg(long)]
         json: bool,
     },
+}
+
+/// How a device is reached.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Way {
+    /// The bus.
+    #[arg(long, value_name = "HANDLE", default_value_t = 0)]
+    bus: u32,
+    /// Name each page of data by its grant, for the backend to copy, instead of sharing all of it
+    /// beforehand.
+    #[arg(long)]
+    grants: bool,
 }
 
 /// One end of a copy.
@@ -111,17 +120,17 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
         Command::Copy {
             from: Place::Device(device),
             to: Place::File(file),
-            bus,
+            way,
             json,
-        } => with_disk(spec, *bus, *device, *json, |frontend, disk| {
+        } => with_disk(spec, *way, *device, *json, |frontend, disk| {
             copy_out(frontend, disk, file)
         }),
         Command::Copy {
             from: Place::File(file),
             to: Place::Device(device),
-            bus,
+            way,
             json,
-        } => with_disk(spec, *bus, *device, *json, |frontend, disk| {
+        } => with_disk(spec, *way, *device, *json, |frontend, disk| {
             copy_in(frontend, disk, file)
         }),
         Command::Copy { .. } => {
@@ -129,7 +138,10 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
         }
         Command::Export { nbd, device, bus } => use_disk(
             spec,
-            *bus,
+            Way {
+                bus: *bus,
+                grants: false,
+            },
             *device,
             DiskOptions::default(),
             |frontend, disk| export::serve(frontend, disk, nbd),
@@ -137,14 +149,14 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
         Command::Bench {
             device,
             load,
-            bus,
+            way,
             json,
         } => {
             let options = DiskOptions {
                 requests: load.iodepth,
                 request_bytes: load.bs,
             };
-            let report = use_disk(spec, *bus, *device, options, |frontend, disk| {
+            let report = use_disk(spec, *way, *device, options, |frontend, disk| {
                 load::run(frontend, disk, *load)
             })?;
             load::print(&report, *json)
@@ -152,9 +164,9 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
         Command::Verify {
             file,
             device,
-            bus,
+            way,
             json,
-        } => with_disk(spec, *bus, *device, *json, |frontend, disk| {
+        } => with_disk(spec, *way, *device, *json, |frontend, disk| {
             verify(frontend, disk, file)
         }),
     }
@@ -162,12 +174,12 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
 
 fn with_disk(
     spec: &PlatformSpec,
-    bus: u32,
+    way: Way,
     device: u16,
     json: bool,
     work: impl FnOnce(&mut Frontend, &mut Disk) -> anyhow::Result<transfer::Figures>,
 ) -> anyhow::Result<()> {
-    let figures = use_disk(spec, bus, device, DiskOptions::default(), work)?;
+    let figures = use_disk(spec, way, device, DiskOptions::default(), work)?;
     if json {
         return output::print_json(&figures);
     }
@@ -183,16 +195,16 @@ fn with_disk(
 /// Connects for `work` on a device, and gives everything back.
 fn use_disk<T>(
     spec: &PlatformSpec,
-    bus: u32,
+    way: Way,
     device: u16,
     options: DiskOptions,
     work: impl FnOnce(&mut Frontend, &mut Disk) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let mut frontend = connect(spec, bus)?;
+    let mut frontend = connect(spec, way.bus, way.grants)?;
     let result = on_disk(&mut frontend, device, options, work);
     // In order also after a failure: the backend is to let go of this process's memory.
     let left = leave(frontend);
-    let value = result.map_err(|error| placed(error, bus, device))?;
+    let value = result.map_err(|error| placed(error, way.bus, device))?;
     left?;
     Ok(value)
 }

@@ -54,9 +54,12 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
     }
 }
 
-/// Claims a bus and connects it.
-pub(crate) fn connect(spec: &PlatformSpec, handle: u32) -> anyhow::Result<Frontend> {
+/// Claims a bus and connects it; with `grants` buffers are named by their grants.
+pub(crate) fn connect(spec: &PlatformSpec, handle: u32, grants: bool) -> anyhow::Result<Frontend> {
     let mut frontend = Frontend::open(spec, handle)?;
+    if grants {
+        frontend.name_grants();
+    }
     frontend.connect(CONNECT_LIMIT)?;
     Ok(frontend)
 }
@@ -72,7 +75,7 @@ fn list(spec: &PlatformSpec, json: bool) -> anyhow::Result<()> {
     drop((platform, store));
     let mut rows = Vec::new();
     for instance in &instances {
-        let mut frontend = connect(spec, instance.handle)?;
+        let mut frontend = connect(spec, instance.handle, false)?;
         let on_bus = rows_of(&mut frontend);
         let left = leave(frontend);
         rows.extend(on_bus?);

@@ -64,7 +64,7 @@ pub(crate) fn guest(spec: &PlatformSpec, options: &GuestOptions) -> anyhow::Resu
             .map(BufReader::new)
             .with_context(|| format!("{}", options.source.display()))
     };
-    let mut frontend = connect(spec, 0)?;
+    let mut frontend = connect(spec, 0, false)?;
     let mut disk = Disk::open(&mut frontend, 0)?;
     let counters = frontend.link()?.counters();
     let messages = counters.sent + counters.received;
