@@ -21,9 +21,14 @@ kill_backend() {
     wait "$BACKEND" || true
 }
 
-# attach GUEST CONFIG, detach GUEST ARGUMENT...: what they say goes to their logs.
-attach() { vmsg attach "$@" >>"$RESULTS/attach.log" 2>&1 || fail "vmsg attach $*: see attach.log"; }
-detach() { vmsg detach "$@" >>"$RESULTS/detach.log" 2>&1 || fail "vmsg detach $*: see detach.log"; }
+# attach GUEST ARGUMENT..., detach GUEST ARGUMENT...: what they say goes to their logs.
+attach() { logged attach "$@"; }
+detach() { logged detach "$@"; }
+
+# logged COMMAND ARGUMENT...: of vmsg.
+logged() {
+    vmsg "$@" >>"$RESULTS/$1.log" 2>&1 || fail "vmsg $*: $(tail -n 1 "$RESULTS/$1.log")"
+}
 
 # assert_no_nodes DOMID: nothing of the guest's buses is in XenStore, on this side. After its death the backend removes them.
 assert_no_nodes() {

@@ -20,7 +20,13 @@ must_fail vmsg doctor >/run/said
 grep 'xen-gntdev' /run/said || fail "doctor does not name the module: $(cat /run/said)"
 attach guest type=blk,path=/srv/disk.img
 start_backend
+# XenStore lets the guest own fewer nodes than it has to write.
+xenstore-control quota set nodes 2
 start_guest guest
+wait_for_report guest met-few-nodes
+xenstore-control quota set nodes 1000
+tell guest many-nodes yes
+
 wait_for_report guest met-no-gntdev
 grep 'xen-gntdev' "$RESULTS/backend.log" || fail "a backend without gntdev does not name the module"
 no_limits
@@ -30,12 +36,6 @@ echo 2 >/sys/module/xen_gntdev/parameters/limit
 tell guest few-pages yes
 wait_for_report guest met-few-pages
 grep 'limit' "$RESULTS/backend.log" || fail "the backend does not say that gntdev has a limit"
-no_limits
-
-# XenStore lets the guest own fewer nodes than it has to write.
-xenstore-control quota set nodes 2
-tell guest few-nodes yes
-wait_for_report guest met-few-nodes
 no_limits
 
 tell guest no-limit yes
