@@ -11,4 +11,5 @@ mod many_guests;
 mod per_io;
 mod scene;
 mod shared_bus;
+mod store_flood;
 mod xenstore_tools;

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use mio::{Events, Poll, Token, Waker};
 use rustix::io::Errno;
@@ -22,7 +23,7 @@ use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions};
 use xen_hal::hosted::channel;
 use xen_hal::hosted::wire::{DomainReport, Reply, Request};
 use xen_types::DomId;
-use xenstore::server::{ConnId, Wake};
+use xenstore::server::{ConnId, EVENT_TIMEOUT, Wake};
 
 use crate::dir::{BrokerDir, BrokerError};
 use crate::hypervisor::{Answer, ConnectionId, Hypervisor};
@@ -154,8 +155,15 @@ impl Broker {
     /// Serves until it is stopped; removes its sockets then.
     pub fn run(mut self) -> Result<(), BrokerError> {
         let mut events = Events::with_capacity(EVENTS);
+        let mut tick = Instant::now() + EVENT_TIMEOUT;
         while !self.stopper.stop.load(Ordering::Acquire) {
-            match self.poll.poll(&mut events, None) {
+            let left = tick.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.store.server.tick();
+                self.serve_wakes();
+                tick = Instant::now() + EVENT_TIMEOUT;
+            }
+            match self.poll.poll(&mut events, Some(left)) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 polled => polled.map_err(host("epoll"))?,
             }
@@ -361,7 +369,8 @@ impl Broker {
                 Err(_) => return self.close(token),
             }
         }
-        // If not, the output is full: the socket will be writable, and this is called again.
+        // If not, the output is full: the socket will be writable, and this is called again. Or others
+        // have to read first: a wake tells when they have.
         if !self.store.server.wants_input(id) {
             return;
         }
@@ -380,13 +389,18 @@ impl Broker {
     /// Output that a request of one client made for others, and clients that the store gave up.
     fn serve_wakes(&mut self) {
         while let Some(wake) = self.store.server.poll_wake() {
-            let (Wake::Output(id) | Wake::Gone(id, _)) = wake;
+            let (Wake::Output(id) | Wake::Input(id) | Wake::Gone(id, _)) = wake;
             let Some(token) = self.sources.store(id) else {
                 // The broker's own connection, or one that was closed since.
                 continue;
             };
             match wake {
                 Wake::Output(_) => self.serve(token),
+                Wake::Input(_) => {
+                    self.store.server.resume(id);
+                    // Read in the turn of its next event: others are not kept waiting.
+                    self.sources.rearm(token);
+                }
                 Wake::Gone(..) => self.close(token),
             }
         }

@@ -10,14 +10,22 @@
 //!     while let Some(wake) = server.poll_wake() {
 //!         Wake::Output(id):    write server.output(id), then server.sent(id, n), until it is empty
 //!                              or the socket is full; then go on when the socket is writable
+//!         Wake::Input(id):     server.resume(id), then read again
 //!         Wake::Gone(id, why): close the socket; the id means nothing any more
 //!     }
 //! closed by the client: server.disconnect(id)
+//! every EVENT_TIMEOUT:  server.tick()
 //! ```
 //!
-//! Not as xenstored: SET_TARGET and CONTROL commands are refused, memory is bounded per connection
-//! instead of per domain, writes are not slowed down, and a permission may name a domain that does
-//! not exist.
+//! A guest that causes events faster than others read them waits (XSA-326), and nobody else: its
+//! requests are not served while [`EVENTS_PAUSE`] bytes of them wait in another domain's connection.
+//! dom0 may leave them unread as long as it likes. Another guest may not: it would keep an innocent
+//! one waiting, and is disconnected when [`EVENT_TIMEOUT`] is over.
+//!
+//! Not as xenstored: SET_TARGET and CONTROL commands are refused; memory is bounded per connection
+//! instead of per domain; what is outstanding is counted in bytes of events, not in requests (20),
+//! and whoever lets them time out loses its connection, not the event; writes are not slowed down;
+//! and a permission may name a domain that does not exist.
 
 mod connection;
 mod nodes;
@@ -27,10 +35,11 @@ mod transaction;
 mod view;
 mod watch;
 
-pub use connection::{INPUT_MAX, OUTPUT_MAX, OUTPUT_PAUSE};
+pub use connection::{EVENTS_PAUSE, INPUT_MAX, OUTPUT_MAX, OUTPUT_PAUSE};
 pub use quotas::{NODE_HEADER, NODE_PERMISSION, Quotas};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use xen_types::DomId;
 
@@ -43,6 +52,10 @@ use watch::Change;
 /// `DOMID_SELF`: the caller.
 const DOMID_SELF: DomId = DomId::FIRST_RESERVED;
 
+/// What a guest leaves unread for so long, while another waits for it, is not waited for any longer:
+/// xenstored's time for an event.
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Names a connection. Never given twice by one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(u64);
@@ -52,6 +65,8 @@ pub struct ConnId(u64);
 pub enum Wake {
     /// There is output where there was none: write [`Server::output`].
     Output(ConnId),
+    /// Requests that waited may go on: [`Server::resume`], and read on.
+    Input(ConnId),
     /// The server dropped the connection with everything that belonged to it: close the socket.
     Gone(ConnId, GoneReason),
 }
@@ -65,6 +80,9 @@ pub enum GoneReason {
     /// It does not read what it is sent.
     #[error("the client leaves more than {OUTPUT_MAX} bytes unread")]
     NeverReads,
+    /// It leaves events unread, and another guest waits for that.
+    #[error("another domain waits for the client to read its events")]
+    HoldsUp,
     /// It sends without reading the answers.
     #[error("the client sent more than {INPUT_MAX} bytes without reading its answers")]
     NeverStops,
@@ -114,7 +132,7 @@ impl Server {
 
     /// The client is gone: its watches and transactions go too.
     pub fn disconnect(&mut self, id: ConnId) {
-        self.connections.remove(&id);
+        self.remove(id);
     }
 
     /// Bytes from a client, in any pieces.
@@ -148,9 +166,32 @@ impl Server {
 
     /// `count` bytes of [`Server::output`] were written.
     pub fn sent(&mut self, id: ConnId, count: usize) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.advance(count);
-            self.serve(id);
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        if let Some(guest) = connection.advance(count) {
+            self.wake_held(guest);
+        }
+        self.serve(id);
+    }
+
+    /// Serves the requests that a [`Wake::Input`] is about.
+    pub fn resume(&mut self, id: ConnId) {
+        self.serve(id);
+    }
+
+    /// [`EVENT_TIMEOUT`] passed since the last time, or since the start: guests that keep others
+    /// waiting longer are disconnected.
+    pub fn tick(&mut self) {
+        let stuck: Vec<ConnId> = self
+            .connections
+            .iter_mut()
+            .filter_map(|(id, connection)| {
+                (connection.tick() && connection.domid != DomId::DOM0).then_some(*id)
+            })
+            .collect();
+        for id in stuck {
+            self.drop_connection(id, GoneReason::HoldsUp);
         }
     }
 
@@ -261,19 +302,60 @@ impl Server {
         };
         let result = work(&mut view);
         let changes = view.changes;
-        self.fire(&changes);
+        self.fire(&changes, DomId::DOM0);
         result
     }
 
-    /// Carries out the requests of a connection as long as it reads its answers.
+    /// Carries out the requests of a connection as long as it reads its answers, and others read
+    /// what it causes.
     fn serve(&mut self, id: ConnId) {
-        while let Some(connection) = self.connections.get_mut(&id) {
+        while let Some(domid) = self.domid_of_input(id) {
+            let held = self.is_held(domid);
+            let Some(connection) = self.connections.get_mut(&id) else {
+                return;
+            };
+            connection.held = held;
+            if held {
+                return;
+            }
             match connection.next_request() {
                 Ok(Some(request)) => self.handle(id, &request),
                 Ok(None) => return,
                 Err(_) => return self.drop_connection(id, GoneReason::BadMessage),
             }
         }
+    }
+
+    /// The domain of a connection with something to serve.
+    fn domid_of_input(&self, id: ConnId) -> Option<DomId> {
+        let connection = self.connections.get(&id)?;
+        connection.has_input().then_some(connection.domid)
+    }
+
+    /// Whether another domain has too much to read of what this one caused.
+    fn is_held(&self, domid: DomId) -> bool {
+        domid != DomId::DOM0
+            && self
+                .connections
+                .values()
+                .any(|connection| connection.holds(domid))
+    }
+
+    /// A client has read what a guest caused, or never will: the guest's requests may go on.
+    fn wake_held(&mut self, guest: DomId) {
+        for (id, connection) in &mut self.connections {
+            if connection.domid == guest && std::mem::take(&mut connection.held) {
+                self.wakes.push_back(Wake::Input(*id));
+            }
+        }
+    }
+
+    fn remove(&mut self, id: ConnId) -> Option<Connection> {
+        let connection = self.connections.remove(&id)?;
+        for guest in connection.causes() {
+            self.wake_held(guest);
+        }
+        Some(connection)
     }
 
     fn answer(&mut self, id: ConnId, answer: &Message) {
@@ -288,17 +370,18 @@ impl Server {
         if let Some(connection) = self.connections.get_mut(&id)
             && let Some(event) = connection.watches.last().map(|watch| watch.first_event())
         {
-            let fits = connection.push_event(event, true);
+            let fits = connection.push_event(event, true, connection.domid);
             self.after_push(id, fits);
         }
     }
 
     fn fire_special(&mut self, path: NodePath) {
         let change = Change::new(&self.nodes, &path, true, None);
-        self.fire(&[change]);
+        self.fire(&[change], DomId::DOM0);
     }
 
-    fn fire(&mut self, changes: &[Change]) {
+    /// Queues the events of what domain `cause` changed.
+    fn fire(&mut self, changes: &[Change], cause: DomId) {
         let mut pushed = Vec::new();
         for change in changes {
             for (id, connection) in &mut self.connections {
@@ -311,7 +394,8 @@ impl Server {
                     .filter_map(|watch| watch.event_for(change))
                     .collect();
                 for event in events {
-                    pushed.push((*id, connection.push_event(event, !change.is_special())));
+                    let merge = !change.is_special();
+                    pushed.push((*id, connection.push_event(event, merge, cause)));
                 }
             }
         }
@@ -332,7 +416,7 @@ impl Server {
     }
 
     fn drop_connection(&mut self, id: ConnId, reason: GoneReason) {
-        if let Some(connection) = self.connections.remove(&id) {
+        if let Some(connection) = self.remove(id) {
             tracing::warn!(domid = %connection.domid, %reason, "a XenStore client is disconnected");
             self.wakes.push_back(Wake::Gone(id, reason));
         }

@@ -109,7 +109,7 @@ impl Server {
         };
         let result = on_view(&mut view, domid, request.kind, &request.payload);
         let changes = view.changes;
-        self.fire(&changes);
+        self.fire(&changes, domid);
         result
     }
 
@@ -180,7 +180,7 @@ impl Server {
             .ok_or(ErrorCode::NotFound)?;
         if commit {
             let changes = transaction.commit(&mut self.nodes, domid, &self.quotas)?;
-            self.fire(&changes);
+            self.fire(&changes, domid);
         }
         Ok(OK.to_vec())
     }

@@ -10,5 +10,6 @@ mod hub;
 mod permissions;
 mod quotas;
 mod requests;
+mod slow_readers;
 mod transactions;
 mod watches;
