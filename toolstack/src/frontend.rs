@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use frontend_shim::{Disk, Frontend, FrontendError, Instance, open_platform};
+use xen_bus::handshake::XenbusState;
 use xen_hal::PlatformSpec;
 
 use crate::{demo, disk, output};
@@ -11,6 +13,8 @@ use crate::{demo, disk, output};
 const RNG_DEVICE_ID: u32 = 4;
 /// How long a backend may take to connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+/// The same for one whose state says that nobody is there: it may just be starting.
+const ABSENT_LIMIT: Duration = Duration::from_secs(2);
 /// How long it may take to let go.
 const LEAVE_LIMIT: Duration = Duration::from_secs(35);
 
@@ -20,6 +24,9 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(35);
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// List this guest's buses and the devices on them.
+    ///
+    /// STATUS is ready, in-use (by a kernel driver or another vmsg: nothing can be asked) or failed;
+    /// REASON says why. The exit status is 1 if something failed.
     List {
         /// For programs.
         #[arg(long)]
@@ -32,18 +39,31 @@ pub(crate) enum Command {
     Demo(demo::GuestOptions),
 }
 
-/// One line of the list.
+/// One line of the list: a device, or a bus of which the devices are not known.
 #[derive(Debug, serde::Serialize)]
 struct Row {
     bus: u32,
     backend: u16,
-    device: u16,
+    device: Option<u16>,
     #[serde(rename = "type")]
-    kind: String,
+    kind: Option<String>,
     /// Of a block device, as what follows.
     bytes: Option<u64>,
     read_only: Option<bool>,
     serial: Option<String>,
+    status: Status,
+    /// Why it is not ready.
+    reason: Option<String>,
+}
+
+/// What became of a bus or a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Status {
+    Ready,
+    /// Somebody else of this domain drives the bus.
+    InUse,
+    Failed,
 }
 
 pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> {
@@ -75,75 +95,125 @@ fn list(spec: &PlatformSpec, json: bool) -> anyhow::Result<()> {
     drop((platform, store));
     let mut rows = Vec::new();
     for instance in &instances {
-        let mut frontend = connect(spec, instance.handle, false)?;
-        let on_bus = rows_of(&mut frontend);
-        let left = leave(frontend);
-        rows.extend(on_bus?);
-        left?;
-    }
-    if json {
-        return output::print_json(&rows);
-    }
-    if instances.is_empty() {
-        return Ok(output::print(
-            "no virtio-msg devices; `vmsg attach` in dom0 gives this domain one",
-        )?);
-    }
-    let header = ["BUS", "BACKEND", "DEV", "TYPE", "BYTES", "MODE", "SERIAL"];
-    let rows = rows.into_iter().map(Row::cells).collect();
-    Ok(output::print(output::table(header, rows))?)
-}
-
-fn row(frontend: &mut Frontend, number: u16) -> anyhow::Result<Row> {
-    let mut row = Row {
-        bus: frontend.instance().handle,
-        backend: frontend.instance().backend.0,
-        device: number,
-        kind: "blk".to_owned(),
-        bytes: None,
-        read_only: None,
-        serial: None,
-    };
-    match Disk::open(frontend, number) {
-        Ok(mut disk) => {
-            row.bytes = Some(disk.bytes());
-            row.read_only = Some(disk.is_read_only());
-            row.serial = Some(disk.serial(frontend)?);
-            disk.close(frontend)?;
+        if let Err(error) = look(spec, instance, &mut rows) {
+            rows.push(Row::of_bus(instance, &error));
         }
-        Err(FrontendError::OtherKind { found, .. }) => match found {
-            RNG_DEVICE_ID => "rng".clone_into(&mut row.kind),
-            other => row.kind = format!("virtio-{other}"),
-        },
-        Err(error) => return Err(error.into()),
     }
-    Ok(row)
+    let failed = |row: &Row| row.status == Status::Failed;
+    let failed = rows.iter().filter(|row| failed(row)).count();
+    if json {
+        output::print_json(&rows)?;
+    } else if instances.is_empty() {
+        output::print("no virtio-msg devices; `vmsg attach` in dom0 gives this domain one")?;
+    } else {
+        let header = [
+            "BUS", "BACKEND", "DEV", "TYPE", "BYTES", "MODE", "SERIAL", "STATUS", "REASON",
+        ];
+        let rows = rows.into_iter().map(Row::cells).collect();
+        output::print(output::table(header, rows))?;
+    }
+    if failed > 0 {
+        bail!("{failed} of these lines failed: see the reason in each");
+    }
+    Ok(())
 }
 
-/// A row for each device of a bus.
-fn rows_of(frontend: &mut Frontend) -> anyhow::Result<Vec<Row>> {
-    let numbers = frontend.devices()?;
-    numbers
-        .into_iter()
-        .map(|number| row(frontend, number))
-        .collect()
+/// Adds a row for each device of a bus.
+fn look(
+    spec: &PlatformSpec,
+    instance: &Instance,
+    rows: &mut Vec<Row>,
+) -> Result<(), FrontendError> {
+    let mut frontend = Frontend::open(spec, instance.handle)?;
+    frontend.connect(match instance.backend_state {
+        XenbusState::Unknown | XenbusState::Initialising | XenbusState::Closed => ABSENT_LIMIT,
+        _ => CONNECT_LIMIT,
+    })?;
+    let numbers = frontend.devices();
+    for number in numbers.iter().flatten() {
+        let mut row = Row::new(instance);
+        row.device = Some(*number);
+        if let Err(error) = row.ask(&mut frontend, *number) {
+            row.fail(&error);
+        }
+        rows.push(row);
+    }
+    // In order also after a failure: the backend is to let go of this process's memory.
+    let left = frontend.leave(LEAVE_LIMIT);
+    numbers?;
+    left
 }
 
 impl Row {
-    fn cells(self) -> [String; 7] {
+    fn new(instance: &Instance) -> Self {
+        Self {
+            bus: instance.handle,
+            backend: instance.backend.0,
+            device: None,
+            kind: None,
+            bytes: None,
+            read_only: None,
+            serial: None,
+            status: Status::Ready,
+            reason: None,
+        }
+    }
+
+    fn of_bus(instance: &Instance, error: &FrontendError) -> Self {
+        let mut row = Self::new(instance);
+        row.fail(error);
+        row
+    }
+
+    fn fail(&mut self, error: &FrontendError) {
+        self.status = match error {
+            FrontendError::InUse { .. } | FrontendError::KernelDriver { .. } => Status::InUse,
+            _ => Status::Failed,
+        };
+        self.reason = Some(error.to_string());
+    }
+
+    /// Asks the device what it is.
+    fn ask(&mut self, frontend: &mut Frontend, number: u16) -> Result<(), FrontendError> {
+        let mut disk = match Disk::open(frontend, number) {
+            Err(FrontendError::OtherKind { found, .. }) => {
+                self.kind = Some(match found {
+                    RNG_DEVICE_ID => "rng".to_owned(),
+                    other => format!("virtio-{other}"),
+                });
+                return Ok(());
+            }
+            disk => disk?,
+        };
+        self.kind = Some("blk".to_owned());
+        self.bytes = Some(disk.bytes());
+        self.read_only = Some(disk.is_read_only());
+        let serial = disk.serial(frontend);
+        disk.close(frontend)?;
+        self.serial = Some(serial?);
+        Ok(())
+    }
+
+    fn cells(self) -> [String; 9] {
+        let number = |number: Option<u64>| number.map_or_else(String::new, |n| n.to_string());
         [
             self.bus.to_string(),
             self.backend.to_string(),
-            self.device.to_string(),
-            self.kind,
-            self.bytes
-                .map_or_else(String::new, |bytes| bytes.to_string()),
+            number(self.device.map(u64::from)),
+            self.kind.unwrap_or_default(),
+            number(self.bytes),
             match self.read_only {
                 None => String::new(),
                 Some(true) => "ro".to_owned(),
                 Some(false) => "rw".to_owned(),
             },
             self.serial.unwrap_or_default(),
+            match self.status {
+                Status::Ready => "ready".to_owned(),
+                Status::InUse => "in-use".to_owned(),
+                Status::Failed => "failed".to_owned(),
+            },
+            self.reason.unwrap_or_default(),
         ]
     }
 }

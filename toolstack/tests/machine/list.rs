@@ -1,5 +1,6 @@
 //! `vmsg list`: the table and the JSON.
 
+use frontend_shim::Frontend;
 use serde_json::json;
 use xen_types::DomId;
 use xenstore::Tree as _;
@@ -139,11 +140,53 @@ fn a_guest_lists_what_it_has_whatever_it_is() {
             {
                 "bus": 0, "backend": 0, "device": 0, "type": "blk",
                 "bytes": 4096, "read_only": true, "serial": "root",
+                "status": "ready", "reason": null,
             },
             {
                 "bus": 0, "backend": 0, "device": 1, "type": "rng",
                 "bytes": null, "read_only": null, "serial": null,
+                "status": "ready", "reason": null,
             },
         ])
     );
+}
+
+#[test]
+fn a_bus_that_does_not_answer_hides_no_other() {
+    let machine = Machine::start(2);
+    let _backend = machine.start_backend();
+    for (bus, backend) in [(0, "0"), (1, "guest2"), (2, "0"), (3, "0")] {
+        let disk = machine.disk(&format!("{bus}.img"), &[0; 4096]);
+        let config = format!("type=blk,path={}", disk.display());
+        let (bus, backend) = (format!("--bus={bus}"), format!("--backend={backend}"));
+        machine
+            .dom0(&["attach", "1", &bus, &backend, &config])
+            .succeeded();
+    }
+    let spec = format!("hosted:{},{GUEST}", machine.dir().display());
+    let spec = spec.parse().unwrap();
+    let held = Frontend::open(&spec, 2).unwrap();
+    let list = machine.vmsg(GUEST, &["frontend", "list", "--json"]);
+    list.failed(1, &["1 of these lines failed"]);
+    let rows: serde_json::Value = serde_json::from_str(&list.stdout).unwrap();
+    let seen: Vec<_> = rows.as_array().unwrap().iter().collect();
+    let column = |key| -> Vec<_> { seen.iter().map(|row| &row[key]).collect() };
+    assert_eq!(column("bus"), [0, 1, 2, 3]);
+    assert_eq!(column("status"), ["ready", "failed", "in-use", "ready"]);
+    for (row, words) in [(1, "no backend runs there"), (2, "another vmsg process")] {
+        let reason = rows[row]["reason"].as_str().unwrap();
+        assert!(reason.contains(words), "{reason}");
+        assert_eq!(rows[row]["device"], json!(null));
+    }
+    drop(held);
+
+    // One that is only in use is no failure.
+    machine
+        .dom0(&["detach", "1", "--bus=1", "--all", "--force"])
+        .succeeded();
+    let _held = Frontend::open(&spec, 2).unwrap();
+    let table = machine.vmsg(GUEST, &["frontend", "list"]);
+    let lines: Vec<_> = table.succeeded().stdout.lines().collect();
+    assert_eq!(lines.len(), 4, "{table:?}");
+    assert!(lines[2].contains("in-use"), "{table:?}");
 }
