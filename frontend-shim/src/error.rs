@@ -10,6 +10,21 @@ use xen_bus::ring::RingFault;
 use xen_hal::{EvtchnError, GrantError, OpenError};
 use xenstore::StoreError;
 
+/// Device types of which somebody may have one (virtio 1.4 section 5).
+const KINDS: [(u32, &str); 11] = [
+    (1, "a network device"),
+    (2, "a block device"),
+    (3, "a console"),
+    (4, "an entropy device"),
+    (5, "a memory balloon"),
+    (8, "a SCSI host"),
+    (9, "a 9P transport"),
+    (16, "a GPU"),
+    (18, "an input device"),
+    (19, "a socket device"),
+    (26, "a file system"),
+];
+
 /// What a user of the frontend has to know. Messages name the bus, the device and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum FrontendError {
@@ -124,7 +139,11 @@ pub enum FrontendError {
         why: String,
     },
     /// The device is of another kind.
-    #[error("bus {handle} device {dev_num}: is of virtio type {found}, not {wanted}")]
+    #[error(
+        "bus {handle} device {dev_num}: is {} (virtio type {found}), not {} ({wanted})",
+        kind(*.found),
+        kind(*.wanted)
+    )]
     OtherKind {
         /// The number of the bus.
         handle: u32,
@@ -181,5 +200,33 @@ impl FrontendError {
                 ..
             }
         )
+    }
+}
+
+fn kind(device_id: u32) -> &'static str {
+    let known = KINDS.iter().find(|(id, _)| *id == device_id);
+    known.map_or("a device of another kind", |(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_names() {
+        let error = |found| FrontendError::OtherKind {
+            handle: 0,
+            dev_num: 2,
+            wanted: 2,
+            found,
+        };
+        assert_eq!(
+            error(4).to_string(),
+            "bus 0 device 2: is an entropy device (virtio type 4), not a block device (2)"
+        );
+        assert_eq!(
+            error(77).to_string(),
+            "bus 0 device 2: is a device of another kind (virtio type 77), not a block device (2)"
+        );
     }
 }

@@ -75,7 +75,7 @@ impl Disk {
                     Status::Unsupported => "is not supported",
                 };
                 let operation = finished.operation;
-                return Err(self.failed(format_args!("{operation:?} {why}")));
+                return Err(self.failed(format_args!("{operation} {why}")));
             }
             if !frontend.wait_before(deadline)? {
                 return Err(self.timeout(frontend));
@@ -153,7 +153,7 @@ impl Disk {
             Some([1]) => Status::IoError,
             Some([2]) => Status::Unsupported,
             Some([other]) => {
-                let why = format_args!("{operation:?} ended with status {other}, which is none");
+                let why = format_args!("{operation} ended with status {other}, which is none");
                 return Err(self.failed(why));
             }
             None => return Err(self.failed("the status of a request is out of reach")),

@@ -1,5 +1,6 @@
 //! Block requests and what becomes of them (virtio 1.4 section 5.2.6).
 
+use std::fmt;
 use std::time::Duration;
 
 /// Bytes of a sector, the unit of the protocol.
@@ -64,6 +65,17 @@ impl Operation {
     }
 }
 
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read { sector, len } => write!(f, "read of {len} bytes at sector {sector}"),
+            Self::Write { sector, len } => write!(f, "write of {len} bytes at sector {sector}"),
+            Self::Flush => f.write_str("flush"),
+            Self::GetId => f.write_str("request for the serial"),
+        }
+    }
+}
+
 /// What the device says of a request (virtio 1.4 section 5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -100,5 +112,15 @@ mod tests {
         };
         let expected = [1, 0, 0, 0, 0, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0xff];
         assert_eq!(write.control(), expected);
+    }
+
+    #[test]
+    fn an_operation_is_named_in_words() {
+        let write = Operation::Write {
+            sector: 2048,
+            len: 65_536,
+        };
+        assert_eq!(write.to_string(), "write of 65536 bytes at sector 2048");
+        assert_eq!(Operation::Flush.to_string(), "flush");
     }
 }
