@@ -154,6 +154,14 @@ pub enum FrontendError {
         /// What the device says that it is.
         found: u32,
     },
+    /// The backend wants the device back; it serves until the device is reset.
+    #[error("bus {handle} device {dev_num}: is being detached: the backend asks for it")]
+    Leaving {
+        /// The number of the bus.
+        handle: u32,
+        /// The device number.
+        dev_num: u16,
+    },
     /// The device cannot be used.
     #[error("bus {handle} device {dev_num}: {why}")]
     Device {

@@ -215,6 +215,7 @@ fn placed(error: anyhow::Error, bus: u32, device: u16) -> anyhow::Error {
         Some(
             FrontendError::Device { .. }
             | FrontendError::OtherKind { .. }
+            | FrontendError::Leaving { .. }
             | FrontendError::Disconnected { .. }
             | FrontendError::Timeout { .. }
             | FrontendError::AreaRefused { .. }

@@ -93,8 +93,8 @@ impl Frontend {
     pub fn poll_device(&mut self, dev_num: u16) -> Result<Option<DriverAction>, FrontendError> {
         let action = self.with_device(dev_num, DriverSide::poll_action)?;
         if action.is_none() && self.link()?.news().is_leaving(dev_num) {
-            let why = "is being detached: the backend asks for it";
-            return Err(self.device_error(dev_num, why));
+            let handle = self.instance.handle;
+            return Err(FrontendError::Leaving { handle, dev_num });
         }
         Ok(action)
     }

@@ -79,6 +79,11 @@ impl Client {
         self.connection.reply(ticket, result);
     }
 
+    /// Takes no more requests.
+    pub(super) fn end(&mut self) {
+        self.connection.end_input();
+    }
+
     /// Sends what can be sent now.
     pub(super) fn send(&mut self) {
         while self.connection.has_output() {

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
 
-use frontend_shim::{Disk, Frontend, Operation, Status, Watched};
+use frontend_shim::{Disk, Finished, Frontend, FrontendError, Operation, Status, Watched};
 use nbd::{Errno, Export, Request, Ticket};
 use rustix::event::PollFlags;
 
@@ -15,6 +16,9 @@ use super::schedule::Schedule;
 /// Clients at a time; more wait to be accepted. Each holds up to 40 MiB, and as much again while
 /// an unaligned write is put together.
 const MAX_CLIENTS: usize = 8;
+/// How long the requests that clients have made may take when the backend wants the device back:
+/// somebody waits for it, and a client need not read its answers.
+const LEAVE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What is served, and to whom.
 pub(super) struct Server<'a> {
@@ -25,6 +29,8 @@ pub(super) struct Server<'a> {
     clients: BTreeMap<u64, Client>,
     next_client: u64,
     schedule: Schedule<(u64, Ticket)>,
+    /// The backend wants the device back: why it all ends, and when at the latest.
+    leaving: Option<(FrontendError, Instant)>,
 }
 
 /// Who has something to say.
@@ -50,10 +56,12 @@ impl<'a> Server<'a> {
             clients: BTreeMap::new(),
             next_client: 0,
             schedule: Schedule::new(),
+            leaving: None,
         }
     }
 
-    /// Serves until `stop` has something to read.
+    /// Serves until `stop` has something to read, or until the device goes: what clients have asked
+    /// by then is still done.
     pub(super) fn run(&mut self, listener: &UnixListener, stop: &UnixStream) -> anyhow::Result<()> {
         loop {
             self.frontend.pump()?;
@@ -67,6 +75,11 @@ impl<'a> Server<'a> {
             }
             self.clients.retain(|_, client| !client.is_over());
             self.submit()?;
+            let clients = self.clients.len();
+            let over = |&mut (_, limit): &mut _| clients == 0 || limit <= Instant::now();
+            if let Some((why, _)) = self.leaving.take_if(over) {
+                return Err(why.into());
+            }
             let ready = self.wait(listener, stop)?;
             if ready.stop {
                 return Ok(());
@@ -84,7 +97,7 @@ impl<'a> Server<'a> {
 
     /// Takes what the disk has done.
     fn take_finished(&mut self) -> anyhow::Result<()> {
-        while let Some(finished) = self.disk.poll(self.frontend)? {
+        while let Some(finished) = self.next_finished()? {
             let result = match finished.status {
                 Status::Ok => Ok(()),
                 Status::IoError => Err(Errno::Io),
@@ -104,6 +117,20 @@ impl<'a> Server<'a> {
         Ok(())
     }
 
+    fn next_finished(&mut self) -> Result<Option<Finished>, FrontendError> {
+        match self.disk.poll(self.frontend) {
+            Err(why @ FrontendError::Leaving { .. }) => {
+                if self.leaving.is_none() {
+                    eprintln!("vmsg: {why}: the clients are let go");
+                    self.leaving = Some((why, Instant::now() + LEAVE_LIMIT));
+                    self.clients.values_mut().for_each(Client::end);
+                }
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
     /// Gives the disk as much to do as it takes.
     fn submit(&mut self) -> anyhow::Result<()> {
         while let Some(slot) = self.disk.free_slot()
@@ -118,7 +145,7 @@ impl<'a> Server<'a> {
     }
 
     fn wait(&mut self, listener: &UnixListener, stop: &UnixStream) -> anyhow::Result<Ready> {
-        let room = self.clients.len() < MAX_CLIENTS;
+        let room = self.clients.len() < MAX_CLIENTS && self.leaving.is_none();
         let connects = if room {
             PollFlags::IN
         } else {
@@ -135,8 +162,11 @@ impl<'a> Server<'a> {
                 watched.push(Watched::new(fd, interest));
             }
         }
-        let deadline = self.disk.deadline();
-        // That the deadline has passed is what the disk says next.
+        // That the disk's deadline has passed is what it says next.
+        let deadline = match &self.leaving {
+            Some((_, limit)) => Some(*limit),
+            None => self.disk.deadline(),
+        };
         self.frontend.wait_with(deadline, &mut watched)?;
         let mut ready = watched.iter().map(|watched| !watched.ready.is_empty());
         Ok(Ready {

@@ -74,6 +74,18 @@ impl Client {
         cookie
     }
 
+    /// Sends requests for the start of the export in one piece, which the server reads as one.
+    pub(crate) fn ask_together(&mut self, count: u64, kind: u16, len: u32) {
+        let cookies = self.next_cookie..self.next_cookie + count;
+        self.next_cookie = cookies.end;
+        let headers = cookies
+            .clone()
+            .flat_map(|cookie| header(kind, 0, cookie, 0, len));
+        let bytes: Vec<u8> = headers.collect();
+        self.socket.write_all(&bytes).unwrap();
+        self.reads.extend(cookies.map(|cookie| (cookie, len)));
+    }
+
     /// Sends many requests at once, and returns when they have begun to be answered; the answers
     /// are not read.
     pub(crate) fn ask_many(&mut self, count: u64, kind: u16, len: u32) {

@@ -302,3 +302,28 @@ fn detach_ends_the_export_and_says_why() {
     assert!(last.contains("is being detached"), "{words}");
     assert!(!scene.socket().exists());
 }
+
+#[test]
+fn what_clients_have_asked_is_done_before_a_detached_device_goes() {
+    let scene = Scene::new();
+    let image = scene.file("disk.img");
+    make_image(&image, 10, LARGE);
+    scene.attach("type=blk", &image);
+    let mut export = scene.export(0);
+    let mut client = Client::connect(&scene.socket());
+    let mut idle = greeted(&scene.socket());
+    // As much as is taken of a client at once, much more than fits a socket: answers are due while
+    // the device is asked for.
+    let count = 8;
+    client.ask_together(count, READ, 1 << 20);
+    let expected = client.answer().2;
+    let mut detach = scene.begin_detach();
+    assert!(is_closed(&mut idle), "the export has not heard of it");
+    for _ in 1..count {
+        let (_, error, data) = client.answer();
+        assert_eq!(error, 0);
+        assert!(data == expected);
+    }
+    assert_eq!(export.end(), Some(1), "{}", export.words());
+    assert_eq!(detach.end(), Some(0), "{}", detach.words());
+}

@@ -129,6 +129,13 @@ impl Scene {
         assert!(output.status.success(), "{args:?}: {output:?}");
     }
 
+    /// Asks the guest for its device 0.
+    pub(crate) fn begin_detach(&self) -> Process {
+        let platform = platform(self.dir.path(), 0);
+        let args = ["--platform", &platform, "detach", "guest1", "0"];
+        Process::start(self.dir.path(), "detach", None, &args)
+    }
+
     /// Serves device `number` of the guest.
     pub(crate) fn export(&self, number: u16) -> Process {
         let platform = platform(self.dir.path(), 1);
