@@ -10,6 +10,7 @@ use frontend_shim::{Disk, DiskOptions, Frontend, FrontendError};
 use xen_hal::PlatformSpec;
 
 use crate::frontend::{connect, leave};
+use crate::interrupt::Interrupt;
 use crate::{Usage, export, load, output, progress, transfer};
 
 /// Use a block device.
@@ -56,7 +57,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   vmsg frontend blk bench 0                                  4 KiB random reads, one in flight
   vmsg frontend blk bench 0 --iodepth 32 --json
-  vmsg frontend blk bench 0 --rw write --bs 65536 --iodepth 8")]
+  vmsg frontend blk bench 0 --rw write --bs 64k --iodepth 8")]
     Bench {
         /// Device number.
         #[arg(value_name = "DEV")]
@@ -122,19 +123,19 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
             to: Place::File(file),
             way,
             json,
-        } => with_disk(spec, *way, *device, *json, |frontend, disk| {
-            copy_out(frontend, disk, file)
+        } => with_disk(spec, *way, *device, *json, |frontend, disk, interrupt| {
+            copy_out(frontend, disk, file, interrupt)
         }),
         Command::Copy {
             from: Place::File(file),
             to: Place::Device(device),
             way,
             json,
-        } => with_disk(spec, *way, *device, *json, |frontend, disk| {
-            copy_in(frontend, disk, file)
+        } => with_disk(spec, *way, *device, *json, |frontend, disk, interrupt| {
+            copy_in(frontend, disk, file, interrupt)
         }),
         Command::Copy { .. } => {
-            Err(Usage("one of FROM and TO must be a device number, the other a file").into())
+            Err(Usage::new("one of FROM and TO must be a device number, the other a file").into())
         }
         Command::Export { nbd, device, bus } => use_disk(
             spec,
@@ -144,7 +145,7 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
             },
             *device,
             DiskOptions::default(),
-            |frontend, disk| export::serve(frontend, disk, nbd),
+            |frontend, disk, _| export::serve(frontend, disk, nbd),
         ),
         Command::Bench {
             device,
@@ -153,11 +154,11 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
             json,
         } => {
             let options = DiskOptions {
-                requests: load.iodepth,
+                requests: load.iodepth.into(),
                 request_bytes: load.bs,
             };
-            let report = use_disk(spec, *way, *device, options, |frontend, disk| {
-                load::run(frontend, disk, *load)
+            let report = use_disk(spec, *way, *device, options, |frontend, disk, interrupt| {
+                load::run(frontend, disk, *load, interrupt)
             })?;
             load::print(&report, *json)
         }
@@ -166,8 +167,8 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
             device,
             way,
             json,
-        } => with_disk(spec, *way, *device, *json, |frontend, disk| {
-            verify(frontend, disk, file)
+        } => with_disk(spec, *way, *device, *json, |frontend, disk, interrupt| {
+            verify(frontend, disk, file, interrupt)
         }),
     }
 }
@@ -177,7 +178,7 @@ fn with_disk(
     way: Way,
     device: u16,
     json: bool,
-    work: impl FnOnce(&mut Frontend, &mut Disk) -> anyhow::Result<transfer::Figures>,
+    work: impl FnOnce(&mut Frontend, &mut Disk, &Interrupt) -> anyhow::Result<transfer::Figures>,
 ) -> anyhow::Result<()> {
     let figures = use_disk(spec, way, device, DiskOptions::default(), work)?;
     if json {
@@ -192,16 +193,19 @@ fn with_disk(
     ))?)
 }
 
-/// Connects for `work` on a device, and gives everything back.
+/// Connects for `work` on a device, and gives everything back, also after Ctrl-C.
 fn use_disk<T>(
     spec: &PlatformSpec,
     way: Way,
     device: u16,
     options: DiskOptions,
-    work: impl FnOnce(&mut Frontend, &mut Disk) -> anyhow::Result<T>,
+    work: impl FnOnce(&mut Frontend, &mut Disk, &Interrupt) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let mut frontend = connect(spec, way.bus, way.grants)?;
-    let result = on_disk(&mut frontend, device, options, work);
+    let interrupt = Interrupt::catch()?;
+    let result = on_disk(&mut frontend, device, options, |frontend, disk| {
+        work(frontend, disk, &interrupt)
+    });
     // In order also after a failure: the backend is to let go of this process's memory.
     let left = leave(frontend);
     let value = result.map_err(|error| placed(error, way.bus, device))?;
@@ -244,36 +248,60 @@ fn copy_out(
     frontend: &mut Frontend,
     disk: &mut Disk,
     file: &Path,
+    interrupt: &Interrupt,
 ) -> anyhow::Result<transfer::Figures> {
     let bytes = disk.bytes();
     let bar = progress::bar("reading", bytes);
     let mut out = Target::new(file);
-    let figures = transfer::read_all(frontend, disk, bytes, |data| {
+    let copied = transfer::read_all(frontend, disk, bytes, |data| {
+        interrupt.check()?;
         bar.inc(data.len() as u64);
-        out.write_all(data)
-    })?;
-    out.finish()?;
+        Ok(out.write_all(data)?)
+    });
+    let copied = copied.and_then(|figures| out.flush().map(|()| figures).map_err(Into::into));
     bar.finish_and_clear();
-    Ok(figures)
+    copied.map_err(|error| match out.written() {
+        Some(written) => error.context(format!(
+            "{} is incomplete ({written} of {bytes} bytes)",
+            file.display()
+        )),
+        None => error,
+    })
 }
 
 /// The file of a copy. What it held is kept until there is something to put in its place.
 struct Target<'a> {
     path: &'a Path,
     open: Option<BufWriter<File>>,
+    /// Bytes taken.
+    taken: u64,
 }
 
 impl<'a> Target<'a> {
     fn new(path: &'a Path) -> Self {
-        Self { path, open: None }
+        Self {
+            path,
+            open: None,
+            taken: 0,
+        }
     }
 
     fn write_all(&mut self, data: &[u8]) -> io::Result<()> {
-        self.with_file(|file| file.write_all(data))
+        self.with_file(|file| file.write_all(data))?;
+        self.taken += data.len() as u64;
+        Ok(())
     }
 
-    fn finish(mut self) -> io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         self.with_file(BufWriter::flush)
+    }
+
+    /// How much the file holds by now, if there is one.
+    fn written(mut self) -> Option<u64> {
+        let file = self.open.as_mut()?;
+        // What does not get through is not counted.
+        let _ = file.flush();
+        Some(self.taken - file.buffer().len() as u64)
     }
 
     fn with_file(
@@ -294,25 +322,40 @@ fn copy_in(
     frontend: &mut Frontend,
     disk: &mut Disk,
     file: &Path,
+    interrupt: &Interrupt,
 ) -> anyhow::Result<transfer::Figures> {
     if disk.is_read_only() {
         bail!("the device is read-only");
     }
     let (source, bytes) = open_source(disk, file)?;
     let bar = progress::bar("writing", bytes);
-    let figures = transfer::write_all(frontend, disk, bytes, source, |at| bar.set_position(at))?;
+    let mut asked = 0;
+    let copied = transfer::write_all(frontend, disk, bytes, source, |at| {
+        asked = at;
+        bar.set_position(at);
+        Ok(interrupt.check()?)
+    });
     bar.finish_and_clear();
-    Ok(figures)
+    copied.map_err(|error| match asked {
+        0 => error,
+        _ => error.context(format!(
+            "the device was overwritten in part (up to {asked} of {bytes} bytes)"
+        )),
+    })
 }
 
 fn verify(
     frontend: &mut Frontend,
     disk: &mut Disk,
     file: &Path,
+    interrupt: &Interrupt,
 ) -> anyhow::Result<transfer::Figures> {
     let (source, bytes) = open_source(disk, file)?;
     let bar = progress::bar("verifying", bytes);
-    let figures = transfer::compare(frontend, disk, bytes, source, |at| bar.set_position(at))?;
+    let figures = transfer::compare(frontend, disk, bytes, source, |at| {
+        bar.set_position(at);
+        Ok(interrupt.check()?)
+    })?;
     bar.finish_and_clear();
     Ok(figures)
 }

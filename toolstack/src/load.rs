@@ -4,14 +4,19 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
+use clap::value_parser;
 use frontend_shim::{Disk, Frontend, Operation, SECTOR};
 use serde::Serialize;
 
-use crate::{output, progress};
+use crate::interrupt::Interrupt;
+use crate::{Usage, output, progress};
 
 /// Visits all parts of a disk before it comes back: prime, and far from any stride of a cache.
 const RANDOM_STRIDE: u64 = 1_000_003;
+/// Bytes of a request at most: half of what a frontend shares with its backend. Rings take of the
+/// rest, with --grants more of it.
+const MAX_BLOCK: usize = 1 << 20;
 
 /// What is asked of the device, over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -46,15 +51,36 @@ pub(crate) struct Load {
     /// What each request does.
     #[arg(long, value_enum, default_value = "randread")]
     pub(crate) rw: Pattern,
-    /// Bytes of each request, a multiple of 512.
-    #[arg(long, value_name = "BYTES", default_value_t = 4096)]
+    /// Bytes of each request, a multiple of 512 up to 1m; k and m stand for KiB and MiB.
+    #[arg(long, value_name = "BYTES", default_value = "4k", value_parser = block_size)]
     pub(crate) bs: usize,
     /// Requests in flight.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) iodepth: usize,
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..))]
+    pub(crate) iodepth: u16,
     /// Requests in all.
-    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..))]
     pub(crate) requests: u64,
+}
+
+/// As fio reads it: a number, with `k` or `m` behind it for KiB or MiB.
+fn block_size(text: &str) -> Result<usize, String> {
+    let lower = text.to_ascii_lowercase();
+    let (digits, unit) = match (lower.strip_suffix('k'), lower.strip_suffix('m')) {
+        (Some(digits), _) => (digits, 1 << 10),
+        (_, Some(digits)) => (digits, 1 << 20),
+        _ => (&*lower, 1),
+    };
+    let bytes = digits.parse().ok().and_then(|n: usize| n.checked_mul(unit));
+    let bytes = bytes.ok_or("expected a number of bytes, as 4096, 4k or 1m")?;
+    if bytes == 0 || !(bytes as u64).is_multiple_of(SECTOR) {
+        return Err(format!("{bytes} bytes are no multiple of {SECTOR}"));
+    }
+    if bytes > MAX_BLOCK {
+        return Err(format!(
+            "{bytes} bytes are more than the {MAX_BLOCK} that a request can move"
+        ));
+    }
+    Ok(bytes)
 }
 
 /// What came of it.
@@ -62,7 +88,7 @@ pub(crate) struct Load {
 pub(crate) struct Report {
     rw: Pattern,
     bs: usize,
-    iodepth: usize,
+    iodepth: u16,
     requests: u64,
     seconds: f64,
     iops: f64,
@@ -75,7 +101,12 @@ pub(crate) struct Report {
     messages_per_request: f64,
 }
 
-pub(crate) fn run(frontend: &mut Frontend, disk: &mut Disk, load: Load) -> anyhow::Result<Report> {
+pub(crate) fn run(
+    frontend: &mut Frontend,
+    disk: &mut Disk,
+    load: Load,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Report> {
     let Load {
         rw,
         bs,
@@ -84,29 +115,29 @@ pub(crate) fn run(frontend: &mut Frontend, disk: &mut Disk, load: Load) -> anyho
     } = load;
     let sectors = bs as u64 / SECTOR;
     let blocks = (disk.bytes() / SECTOR).checked_div(sectors).unwrap_or(0);
-    ensure!(
-        (bs as u64).is_multiple_of(SECTOR) && blocks > 0,
-        "--bs {bs}: a multiple of {SECTOR} up to the {} bytes of the disk is needed",
-        disk.bytes()
-    );
-    ensure!(requests > 0, "--requests 0: nothing would be measured");
-    if disk.slots() < iodepth || iodepth == 0 {
-        bail!(
-            "--iodepth {iodepth} with --bs {bs}: between 1 and {} fit into the shared area",
-            disk.slots()
-        );
+    if blocks == 0 {
+        let bytes = disk.bytes();
+        return Err(Usage::new(format!("--bs {bs}: the disk has {bytes} bytes")).into());
+    }
+    let depth = usize::from(iodepth);
+    if disk.slots() < depth {
+        let room = disk.slots();
+        let why =
+            format!("--iodepth {iodepth} with --bs {bs}: the shared memory has room for {room}");
+        return Err(Usage::new(why).into());
     }
     if rw.writes() && disk.is_read_only() {
         bail!("the device is read-only");
     }
     let mut data = vec![0x5a; bs];
-    let mut latencies = Vec::with_capacity(usize::try_from(requests).context("--requests")?);
+    let mut latencies = Vec::new();
     let bar = progress::bar("bench", requests * bs as u64);
     let before = frontend.link()?.counters();
     let start = Instant::now();
     let mut asked = 0;
-    while latencies.len() < latencies.capacity() {
-        while asked < requests && disk.in_flight() < iodepth {
+    while (latencies.len() as u64) < requests {
+        interrupt.check()?;
+        while asked < requests && disk.in_flight() < depth {
             let slot = disk.free_slot().context("no slot is free")?;
             let sector = asked.wrapping_mul(rw.stride()) % blocks * sectors;
             let operation = if rw.writes() {
@@ -173,4 +204,28 @@ pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     sorted
         .get(at.min(sorted.len().saturating_sub(1)))
         .map_or(0.0, |latency| latency.as_secs_f64() * 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_sizes_are_read_as_fio_reads_them() {
+        for (text, bytes) in [("512", 512), ("4k", 4096), ("64K", 65_536), ("1m", 1 << 20)] {
+            assert_eq!(block_size(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "0",
+            "513",
+            "2m",
+            "",
+            "k",
+            "-4k",
+            "4kb",
+            "99999999999999999999m",
+        ] {
+            assert!(block_size(text).is_err(), "{text}");
+        }
+    }
 }

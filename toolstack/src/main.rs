@@ -17,6 +17,7 @@ mod driver_domain;
 mod export;
 mod frontend;
 mod hosted;
+mod interrupt;
 mod list;
 mod load;
 mod logging;
@@ -80,7 +81,13 @@ enum Command {
 /// A command line that makes no sense.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}; see --help")]
-pub(crate) struct Usage(&'static str);
+pub(crate) struct Usage(String);
+
+impl Usage {
+    pub(crate) fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -98,7 +105,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let usage = error.is::<platform::NoPlatform>() || error.is::<Usage>();
-            let interrupted = error.is::<demo::Interrupted>() || error.is::<benches::Interrupted>();
+            let interrupted = error.is::<demo::Interrupted>()
+                || error.is::<benches::Interrupted>()
+                || error.is::<interrupt::Interrupted>();
             eprintln!("vmsg: {error:#}");
             ExitCode::from(match (usage, interrupted) {
                 (true, _) => 2,
@@ -111,9 +120,10 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Demo(_) | Command::Hosted(_) if cli.platform.is_some() => {
-            Err(Usage("this command makes a machine of its own: it takes no --platform").into())
-        }
+        Command::Demo(_) | Command::Hosted(_) if cli.platform.is_some() => Err(Usage::new(
+            "this command makes a machine of its own: it takes no --platform",
+        )
+        .into()),
         Command::Demo(options) => demo::run(&options, cli.log),
         Command::Hosted(options) => hosted::run(&options),
         Command::Bench(options) => bench::run(&options),

@@ -35,12 +35,12 @@ impl Figures {
     }
 }
 
-/// Hands `bytes` bytes from the start of the disk to `sink`, in order.
+/// Hands `bytes` bytes from the start of the disk to `sink`, in order; an error of it ends all.
 pub(crate) fn read_all(
     frontend: &mut Frontend,
     disk: &mut Disk,
     bytes: u64,
-    mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+    mut sink: impl FnMut(&[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<Figures> {
     let start = Instant::now();
     let mut window = Window::new(bytes, disk.slots());
@@ -65,13 +65,14 @@ pub(crate) fn read_all(
     }
 }
 
-/// Writes all that `source` gives, `bytes` bytes, to the start of the disk, and flushes.
+/// Writes all that `source` gives, `bytes` bytes, to the start of the disk, and flushes; an error of
+/// `progress` ends it.
 pub(crate) fn write_all(
     frontend: &mut Frontend,
     disk: &mut Disk,
     bytes: u64,
     mut source: impl io::Read,
-    mut progress: impl FnMut(u64),
+    mut progress: impl FnMut(u64) -> anyhow::Result<()>,
 ) -> anyhow::Result<Figures> {
     let start = Instant::now();
     let mut buffer = vec![0; MAX_REQUEST];
@@ -96,7 +97,7 @@ pub(crate) fn write_all(
                 len: padded,
             },
         )?;
-        progress(offset + len as u64);
+        progress(offset + len as u64)?;
         count += 1;
     }
     while disk.in_flight() > 0 {
@@ -114,7 +115,7 @@ pub(crate) fn compare(
     disk: &mut Disk,
     bytes: u64,
     mut expected: impl io::Read,
-    mut progress: impl FnMut(u64),
+    mut progress: impl FnMut(u64) -> anyhow::Result<()>,
 ) -> anyhow::Result<Figures> {
     let mut wanted = vec![0; MAX_REQUEST];
     let mut at = 0;
@@ -128,8 +129,7 @@ pub(crate) fn compare(
             differs = Some(at + byte as u64);
         }
         at += data.len() as u64;
-        progress(at);
-        Ok(())
+        progress(at)
     })?;
     match differs {
         None => Ok(figures),

@@ -87,6 +87,7 @@ pub(crate) fn guest(spec: &PlatformSpec, options: &GuestOptions) -> anyhow::Resu
             // A host that does not listen ends this process anyway.
             let _ = say(&Line::Progress(at));
         }
+        Ok(())
     };
     let read = transfer::compare(&mut frontend, &mut disk, bytes, open()?, &mut tell)
         .context("reading the disk")?;
@@ -95,7 +96,7 @@ pub(crate) fn guest(spec: &PlatformSpec, options: &GuestOptions) -> anyhow::Resu
     })
     .context("writing the disk")?;
     let read_back = transfer::compare(&mut frontend, &mut disk, bytes, Inverted(open()?), |at| {
-        tell(2 * bytes + at);
+        tell(2 * bytes + at)
     })
     .context("reading back what was written")?;
     disk.close(&mut frontend)?;

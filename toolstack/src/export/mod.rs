@@ -6,20 +6,16 @@ mod server;
 mod socket;
 
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use frontend_shim::{Disk, Frontend};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::{flag, low_level};
+use signal_hook::low_level;
 
 use server::Server;
 use socket::Socket;
 
-pub(crate) use socket::Address;
+use crate::interrupt::SIGNALS;
 
-/// Exit status of a second Ctrl-C.
-const INTERRUPTED: i32 = 130;
+pub(crate) use socket::Address;
 
 /// Serves until Ctrl-C, or until the device goes.
 pub(crate) fn serve(
@@ -34,14 +30,10 @@ pub(crate) fn serve(
     Server::new(frontend, disk).run(socket.listener(), &stop)
 }
 
-/// Readable after SIGINT or SIGTERM. A second one ends the process at once: the first may wait for
-/// a backend that does not let go.
+/// Readable after SIGINT or SIGTERM.
 fn stop_signals() -> std::io::Result<UnixStream> {
     let (receiver, sender) = UnixStream::pair()?;
-    let before = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, INTERRUPTED, before.clone())?;
-        flag::register(signal, before.clone())?;
+    for signal in SIGNALS {
         low_level::pipe::register(signal, sender.try_clone()?)?;
     }
     Ok(receiver)

@@ -1,11 +1,15 @@
 //! `vmsg frontend blk`: every byte, also the last ones.
 
 use std::fs::{self, OpenOptions};
+use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use frontend_shim::{Disk, Frontend, Operation};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, Signal, kill_process};
 use xen_types::DomId;
 use xenstore::Tree as _;
 
@@ -130,6 +134,57 @@ fn an_error_says_once_which_device_it_is_about() {
     let missing = scene.blk(&["copy", "7", copy.to_str().unwrap()]);
     missing.failed(1, &["vmsg: bus 0 device 7: "]);
     assert!(!copy.exists());
+}
+
+#[test]
+fn ctrl_c_ends_a_copy_in_order_and_says_how_far_it_came() {
+    let scene = Scene::new();
+    let fifo = scene.machine.file("copy.img");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let args = ["frontend", "blk", "copy", "0", fifo.to_str().unwrap()];
+    let mut copy = scene.machine.command(GUEST, &args);
+    let copy = copy.stderr(Stdio::piped()).spawn().unwrap();
+    // A byte came, and there are more than a pipe holds: the copy is under way.
+    let mut out = fs::File::open(&fifo).unwrap();
+    out.read_exact(&mut [0]).unwrap();
+    kill_process(Pid::from_child(&copy), Signal::INT).unwrap();
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).unwrap();
+    let output = copy.wait_with_output().unwrap();
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{words}");
+    let (far, full) = (1 + rest.len(), BYTES);
+    assert!(far < full);
+    let said = format!("copy.img is incomplete ({far} of {full} bytes): interrupted");
+    assert!(words.contains(&said), "{words}");
+    let closed = "6";
+    let state = "/local/domain/1/device/virtio-msg/0/state";
+    let mut store = scene.machine.store(DomId::DOM0);
+    assert_eq!(store.read_opt(state).unwrap().unwrap(), closed.as_bytes());
+}
+
+#[test]
+fn a_load_that_makes_no_sense_is_wrong_usage() {
+    let scene = Scene::new();
+    let small = scene.machine.disk("small.img", &[0; 4096]);
+    let config = format!("type=blk,path={}", small.display());
+    scene.machine.dom0(&["attach", "1", &config]).succeeded();
+    for (args, words) in [
+        (["0", "--bs=513"], "no multiple of 512"),
+        (["0", "--bs=2m"], "1048576"),
+        (["0", "--iodepth=0"], "--iodepth"),
+        (["0", "--requests=0"], "--requests"),
+        (["1", "--bs=8k"], "the disk has 4096 bytes"),
+        (["0", "--iodepth=5000"], "room for"),
+    ] {
+        let ended = scene.blk(&[&["bench"], &args[..]].concat());
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+        assert!(ended.stderr.contains(words), "{ended:?}");
+    }
+    for way in [&["--bs=1m"][..], &["--bs=256k", "--grants"]] {
+        let load = [&["bench", "0", "--requests=20"], way].concat();
+        scene.blk(&load).succeeded();
+    }
 }
 
 #[test]
