@@ -90,8 +90,10 @@ pub(super) fn xen(
         checks.push(descriptors(process));
     }
     checks.extend(quota(role));
-    let is_pv_domain = !matches!(xen.guest_type.as_deref(), Some("PVH" | "HVM"));
-    checks.push(engine(&EngineChoice::of_this_machine(is_pv_domain)));
+    if role != Role::Guest {
+        let is_pv_domain = !matches!(xen.guest_type.as_deref(), Some("PVH" | "HVM"));
+        checks.push(engine(&EngineChoice::of_this_machine(is_pv_domain)));
+    }
     checks
 }
 
@@ -118,14 +120,21 @@ pub(super) fn hosted(
         Ok(store) => ok("xenstore", format!("answers; this is domain {}", store.own)),
         Err(error) => fail("xenstore", error, "is the machine being shut down?"),
     });
-    checks.push(descriptors(process));
-    checks.extend(quota(Role::of(false, store.as_ref().ok())));
-    checks.push(engine(&EngineChoice::of_this_machine(false)));
+    let role = Role::of(false, store.as_ref().ok());
+    if role != Role::Guest {
+        checks.push(descriptors(process));
+        checks.extend(quota(role));
+        checks.push(engine(&EngineChoice::of_this_machine(false)));
+    }
     checks
 }
 
 /// Whether a backend runs in this domain, as it answers for itself.
-pub(super) fn backend(gauges: &io::Result<Option<Gauges>>) -> Check {
+pub(super) fn backend(
+    spec: &PlatformSpec,
+    own: DomId,
+    gauges: &io::Result<Option<Gauges>>,
+) -> Check {
     match gauges {
         Ok(Some(gauges)) => ok(
             "backend",
@@ -135,7 +144,13 @@ pub(super) fn backend(gauges: &io::Result<Option<Gauges>>) -> Check {
                 gauges.instances.len()
             ),
         ),
-        Ok(None) => warn("backend", "none runs in this domain", "vmsg backend"),
+        Ok(None) => {
+            let start = match spec {
+                PlatformSpec::Xen => "vmsg backend".to_owned(),
+                PlatformSpec::Hosted { .. } => typed(spec, own, "backend"),
+            };
+            warn("backend", "none runs in this domain", start)
+        }
         Err(error) => warn(
             "backend",
             format!("it does not answer: {error}"),
@@ -322,7 +337,19 @@ fn engine(choice: &EngineChoice) -> Check {
     ok("engine", found)
 }
 
-fn ok(check: &'static str, found: impl Into<String>) -> Check {
+/// What to type for a command of a domain.
+pub(super) fn typed(spec: &PlatformSpec, domid: DomId, command: &str) -> String {
+    match spec {
+        PlatformSpec::Xen => format!("in domain {domid}: vmsg {command}"),
+        PlatformSpec::Hosted { dir, .. } => {
+            let dir = dir.clone();
+            let there = PlatformSpec::Hosted { dir, domid };
+            format!("vmsg --platform {there} {command}")
+        }
+    }
+}
+
+pub(super) fn ok(check: &'static str, found: impl Into<String>) -> Check {
     Check {
         check,
         verdict: Verdict::Ok,
@@ -331,7 +358,11 @@ fn ok(check: &'static str, found: impl Into<String>) -> Check {
     }
 }
 
-fn warn(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Check {
+pub(super) fn warn(
+    check: &'static str,
+    found: impl Into<String>,
+    advice: impl Into<String>,
+) -> Check {
     Check {
         check,
         verdict: Verdict::Warn,
@@ -539,17 +570,21 @@ mod tests {
 
     #[test]
     fn a_backend_that_does_not_run_is_no_failure() {
-        let check = backend(&Ok(None));
+        let check = backend(&PlatformSpec::Xen, DomId::DOM0, &Ok(None));
         assert_eq!(check.verdict, Verdict::Warn);
         assert_eq!(check.advice.as_deref(), Some("vmsg backend"));
-        let hangs = backend(&Err(io::ErrorKind::WouldBlock.into()));
+        let hangs = backend(
+            &PlatformSpec::Xen,
+            DomId::DOM0,
+            &Err(io::ErrorKind::WouldBlock.into()),
+        );
         assert!(hangs.found.contains("does not answer"));
         let gauges = Gauges {
             pid: 42,
             ..Gauges::default()
         };
         assert_eq!(
-            backend(&Ok(Some(gauges))).found,
+            backend(&PlatformSpec::Xen, DomId::DOM0, &Ok(Some(gauges))).found,
             "process 42 serves 0 buses"
         );
     }

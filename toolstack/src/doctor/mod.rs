@@ -1,7 +1,8 @@
 //! `vmsg doctor`: whether this machine has what the bus needs, and what to type if not.
 //!
-//! [`facts`] looks, [`checks`] judges what was seen. Nothing is changed.
+//! [`facts`] looks, [`checks`] judges what was seen; [`buses`] does both for a guest's buses. Nothing is changed.
 
+mod buses;
 mod checks;
 mod facts;
 
@@ -82,10 +83,10 @@ pub(crate) fn run(named: Option<PlatformSpec>, options: &Options) -> anyhow::Res
     }
     if role != Role::Guest {
         let own = store.map_or(DomId::DOM0, |store| store.own);
-        checks.push(checks::backend(&Gauges::read(
-            &backend::run_dir(&spec),
-            own,
-        )));
+        let gauges = Gauges::read(&backend::run_dir(&spec), own);
+        checks.push(checks::backend(&spec, own, &gauges));
+    } else if store.is_ok() {
+        checks.extend(buses::judge(&spec, &buses::look(&spec)?));
     }
     let failed = checks
         .iter()

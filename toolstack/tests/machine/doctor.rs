@@ -16,12 +16,58 @@ fn a_hosted_machine_is_healthy_for_dom0_and_for_a_guest() {
         assert_eq!(found, format!("answers; this is domain {domid}"));
     }
     let none = machine.dom0(&["doctor"]);
-    assert!(none.succeeded().stdout.contains("-> vmsg backend"));
+    assert!(
+        none.succeeded()
+            .stdout
+            .contains("-> vmsg --platform hosted:")
+    );
     let _backend = machine.start_backend();
     let text = machine.dom0(&["doctor"]);
     assert!(text.succeeded().stdout.starts_with("ok    platform"));
     assert!(text.stdout.contains("serves 0 buses"), "{text:?}");
     assert!(!text.stdout.contains('\x1b'), "coloured into a pipe");
+}
+
+#[test]
+fn a_guest_is_told_of_its_own_buses_and_nothing_of_a_backend() {
+    let machine = Machine::start(1);
+    let checks = || {
+        let report = machine.vmsg(GUEST, &["doctor", "--json"]).json();
+        report["checks"].as_array().unwrap().clone()
+    };
+    let names = |checks: &[serde_json::Value]| -> Vec<_> {
+        let name = |check: &serde_json::Value| check["check"].as_str().unwrap().to_owned();
+        checks.iter().map(name).collect()
+    };
+    for bus in ["--bus=0", "--bus=5"] {
+        machine.dom0(&["attach", "1", bus, "type=rng"]).succeeded();
+    }
+    let before = checks();
+    assert_eq!(names(&before), ["platform", "xenstore", "bus", "bus"]);
+    let advice = format!(
+        "vmsg --platform hosted:{},0 backend",
+        machine.dir().display()
+    );
+    for bus in &before[2..] {
+        assert_eq!(bus["verdict"], "warn");
+        assert_eq!(bus["advice"], advice);
+    }
+    let _backend = machine.start_backend();
+    for bus in [0, 5] {
+        let state = format!("/local/domain/0/backend/virtio-msg/1/{bus}/state");
+        machine.wait_for(&state, |state| state == Some("2"));
+    }
+    let after = checks();
+    assert!(
+        after.iter().all(|check| check["verdict"] == "ok"),
+        "{after:?}"
+    );
+    assert!(
+        after[3]["found"]
+            .as_str()
+            .unwrap()
+            .starts_with("bus 5 of domain 0")
+    );
 }
 
 #[test]
