@@ -57,12 +57,13 @@ impl<'a> Cursor<'a> {
             self.move_to(addr, len, access)?;
         }
         let offset = addr.wrapping_sub(self.near.first);
-        // SAFETY: these bytes and this right were asked for just now, of what is remembered or, in
-        // `move_to`, of the address space.
+        // SAFETY: these bytes and this right were checked just now, against what is remembered:
+        // here, or in `move_to`.
         Ok(unsafe { self.near.memory.part(offset, len, access) })
     }
 
-    /// Remembers a piece in which the bytes are. Out of line, so that the usual case stays small.
+    /// Remembers a piece in which the bytes are. An address space is safe code: that it answers
+    /// with what it was asked for is checked. Out of line, so that the usual case stays small.
     #[cold]
     #[inline(never)]
     fn move_to(&mut self, addr: u64, len: u32, access: Access) -> Result<(), TranslateError> {
@@ -71,7 +72,11 @@ impl<'a> Cursor<'a> {
             Some(near) => near,
             None => Surroundings {
                 first: addr,
-                memory: self.space.translate(addr, len, access)?,
+                memory: self
+                    .space
+                    .translate(addr, len, access)?
+                    .narrow(0, len.into(), access)
+                    .map_err(|error| TranslateError::from_range(error, addr, len))?,
             },
         };
         Ok(())
@@ -177,6 +182,51 @@ mod tests {
             let error = cursor.translate(addr, len, Access::Read).unwrap_err();
             assert_eq!(error, TranslateError::Unknown { addr });
         }
+    }
+
+    /// Answers with the same bytes whatever it is asked for.
+    struct Wrong<'a>(GuestRange<'a>);
+
+    impl AddressSpace for Wrong<'_> {
+        fn translate(&self, _: u64, _: u32, _: Access) -> Result<GuestRange<'_>, TranslateError> {
+            Ok(self.0)
+        }
+
+        fn translate_leased(
+            &self,
+            _: u64,
+            _: u32,
+            _: Access,
+        ) -> Result<LeasedRange, TranslateError> {
+            unreachable!("a cursor looks up what is borrowed")
+        }
+    }
+
+    #[test]
+    fn an_address_space_that_answers_with_less_than_was_asked_for_is_not_believed() {
+        let area = Area::anonymous(4096).unwrap();
+        let (addr, len) = (8, 64 << 20);
+        for (bytes, error) in [
+            (16, TranslateError::Beyond { addr, len }),
+            (0, TranslateError::Unknown { addr }),
+        ] {
+            let space = Wrong(area.range(0, bytes, Access::Write).unwrap());
+            let mut cursor = Cursor::new(&space);
+            assert_eq!(
+                cursor.translate(addr, len, Access::Write).unwrap_err(),
+                error
+            );
+        }
+        let space = Wrong(area.range(0, 16, Access::Read).unwrap());
+        assert_eq!(
+            Cursor::new(&space)
+                .translate(addr, 16, Access::Write)
+                .unwrap_err(),
+            TranslateError::ReadOnly { addr, len: 16 }
+        );
+        // More than was asked for is cut.
+        let range = Cursor::new(&space).translate(addr, 4, Access::Read);
+        assert_eq!(range.unwrap().len(), 4);
     }
 
     proptest! {
