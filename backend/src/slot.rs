@@ -55,6 +55,8 @@ pub(crate) struct Slot {
     resetting: bool,
     /// The device leaves the bus: no queue is taken any more.
     leaving: bool,
+    /// The model has not yet reported the end of a write to configuration space.
+    writing: bool,
     events: Vec<DeviceEvent>,
 }
 
@@ -64,6 +66,7 @@ impl Slot {
             queues: (0..queues).map(|_| QueueSlot::Off).collect(),
             resetting: false,
             leaving: false,
+            writing: false,
             events: Vec::new(),
         }
     }
@@ -113,7 +116,10 @@ impl Slot {
                 let accepted = match model.write_config(offset, &data, features.0) {
                     ConfigWrite::Accepted => true,
                     ConfigWrite::Refused => false,
-                    ConfigWrite::Later => return,
+                    ConfigWrite::Later => {
+                        self.writing = true;
+                        return;
+                    }
                 };
                 out.push(SlotEvent::Complete(Completion::ConfigChecked { accepted }));
             }
@@ -145,6 +151,7 @@ impl Slot {
                     out.push(SlotEvent::ConfigChanged { offset, data });
                 }
                 DeviceEvent::ConfigWritten { accepted } => {
+                    self.writing = false;
                     out.push(SlotEvent::Complete(Completion::ConfigChecked { accepted }));
                 }
                 DeviceEvent::NeedsReset(reason) => out.push(SlotEvent::NeedsReset(reason)),
@@ -181,11 +188,10 @@ impl Slot {
         self.leaving = true;
     }
 
-    /// Whether nothing of the driver's memory is held for this device.
+    /// Whether nothing of the driver's memory is held for this device, and no I/O is in flight.
     pub(crate) fn is_idle(&self) -> bool {
-        self.queues
-            .iter()
-            .all(|queue| matches!(queue, QueueSlot::Off))
+        let off = |queue| matches!(queue, &QueueSlot::Off);
+        !self.writing && self.queues.iter().all(off)
     }
 
     fn end_reset(&mut self, model: &mut dyn DeviceModel, out: &mut Vec<SlotEvent>) {
@@ -243,5 +249,70 @@ impl Slot {
 
     fn queue(&mut self, index: u16) -> Option<&mut QueueSlot> {
         self.queues.get_mut(usize::from(index))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+
+    use guest_memory::{Area, FlatSpace};
+    use virtio_devices::DeviceDescription;
+
+    use super::*;
+
+    /// A device without queues, which ends a write to configuration space when it is let.
+    #[derive(Debug, Default)]
+    struct Slow {
+        may_end: bool,
+        resets: usize,
+    }
+
+    impl DeviceModel for Slow {
+        fn describe(&self) -> DeviceDescription {
+            unreachable!("a slot asks its device for nothing")
+        }
+
+        fn start_queue(&mut self, _: u16, _: DeviceQueue, _: u128) {}
+
+        fn stop_queue(&mut self, _: u16) {}
+
+        fn kick(&mut self, _: u16) {}
+
+        fn poll(&mut self, _: &dyn AddressSpace, _: usize, out: &mut Vec<DeviceEvent>) -> Progress {
+            if self.may_end {
+                out.push(DeviceEvent::ConfigWritten { accepted: true });
+            }
+            Progress::Idle
+        }
+
+        fn reset(&mut self, _: &mut Vec<DeviceEvent>) {
+            self.resets += 1;
+        }
+
+        fn write_config(&mut self, _: u32, _: &[u8], _: u128) -> ConfigWrite {
+            ConfigWrite::Later
+        }
+
+        fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_connection_waits_for_a_write_to_configuration_space() {
+        let space = FlatSpace::new(0, &Area::anonymous(4096).unwrap());
+        let (mut slot, mut model, mut out) = (Slot::new(0), Slow::default(), Vec::new());
+        let write = Action::WriteConfig {
+            offset: 32,
+            data: vec![0],
+        };
+        slot.act(write, Features(0), &mut model, &space, &mut out);
+        slot.begin_reset(&mut model);
+        slot.poll(&mut model, &space, 64, &mut out);
+        assert!(!slot.is_idle() && out.is_empty() && model.resets == 0);
+        model.may_end = true;
+        slot.poll(&mut model, &space, 64, &mut out);
+        assert!(slot.is_idle() && model.resets == 1);
     }
 }

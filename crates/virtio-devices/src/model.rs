@@ -63,8 +63,8 @@ pub trait DeviceModel: Send + fmt::Debug {
     /// changes in configuration space.
     fn negotiated(&mut self, _features: u128, _out: &mut Vec<DeviceEvent>) {}
 
-    /// No queue runs any more, and the driver begins anew or is gone: what it chose is undone.
-    /// Reports what that changes in configuration space.
+    /// No queue runs any more, no [`ConfigWrite::Later`] is left to report, and the driver begins
+    /// anew or is gone: what it chose is undone. Reports what that changes in configuration space.
     fn reset(&mut self, _out: &mut Vec<DeviceEvent>) {}
 
     /// A driver that accepted `features` writes `data` at `offset` of the configuration space.
@@ -95,7 +95,8 @@ pub enum ConfigWrite {
     Refused,
     /// It has taken effect.
     Accepted,
-    /// `poll` will report [`DeviceEvent::ConfigWritten`], unless the device is reset before.
+    /// `poll` will report [`DeviceEvent::ConfigWritten`], once, whatever happens before. Until then
+    /// the device does I/O, and refuses other such writes.
     Later,
 }
 

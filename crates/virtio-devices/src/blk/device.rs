@@ -37,7 +37,8 @@ pub struct Blk {
     chain: Chain,
     /// The field of that name.
     writeback: bool,
-    /// The driver waits for the switch to write-through.
+    /// A switch to write-through is not reported yet. At most one, so that its sync is the one that
+    /// began after it.
     switching: bool,
 }
 
@@ -125,11 +126,9 @@ impl Blk {
                 }
             }
             Ended::Switched { fine } => {
-                // Nobody waits if the device was reset meanwhile.
-                if mem::take(switching) {
-                    *writeback = !fine;
-                    out.push(DeviceEvent::ConfigWritten { accepted: fine });
-                }
+                *switching = false;
+                *writeback |= !fine;
+                out.push(DeviceEvent::ConfigWritten { accepted: fine });
             }
         });
         for queue in self.queues.iter_mut() {
@@ -211,7 +210,6 @@ impl DeviceModel for Blk {
     }
 
     fn reset(&mut self, out: &mut Vec<DeviceEvent>) {
-        self.switching = false;
         self.set_writeback(true, out);
     }
 

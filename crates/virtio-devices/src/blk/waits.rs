@@ -116,7 +116,7 @@ impl Waits {
     }
 
     /// Takes over the sync of a driver that switches to write-through. Beyond the room, which is
-    /// for requests: there is one such switch at a time.
+    /// for requests: the device has one such switch at a time, whatever becomes of the driver.
     pub(super) fn begin_switch(&mut self) {
         let mut job = self.new_job();
         job.prepare_switch();

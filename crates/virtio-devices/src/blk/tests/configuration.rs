@@ -201,24 +201,88 @@ fn r35_the_cache_mode_does_not_outlive_its_driver() {
     assert!(told.is_empty());
 }
 
+/// How each switch ended that was reported so far.
+fn switches(rig: &Rig) -> Vec<bool> {
+    let written = |event: &DeviceEvent| match event {
+        DeviceEvent::ConfigWritten { accepted } => Some(*accepted),
+        _ => None,
+    };
+    rig.events.iter().filter_map(written).collect()
+}
+
 #[test]
-fn r35_a_switch_that_ends_after_a_reset_is_nobodys() {
+fn r35_a_switch_is_answered_by_a_sync_that_began_after_it() {
     let (disk, mut rig) = rig(BOTH);
     disk.close_gate();
-    let answer = rig.blk.write_config(WRITEBACK, &[0], BOTH);
-    assert_eq!(answer, ConfigWrite::Later);
+    let switch = |rig: &mut Rig| rig.blk.write_config(WRITEBACK, &[0], BOTH);
+    assert_eq!(switch(&mut rig), ConfigWrite::Later);
+    disk.wait_for_calls(1);
+    // Even if its driver goes without waiting, its sync answers no other switch.
     rig.blk.reset(&mut Vec::new());
-    disk.open_gate();
-    rig.events.clear();
-    // A flush runs behind it, so that it has ended as well.
-    assert_eq!(rig.ask(FLUSH, 0, None, None), (OK, 1));
-    let written = |event: &DeviceEvent| matches!(event, DeviceEvent::ConfigWritten { .. });
-    assert!(!rig.events.iter().any(written), "{:?}", rig.events);
-    // Write-back, as the reset left it.
-    let syncs = disk.count(Call::SyncEnds);
     let data = rig.buffer(512);
     assert_eq!(rig.ask(OUT, 1, Some(data), None), (OK, 1));
-    assert_eq!(disk.count(Call::SyncEnds), syncs);
+    assert_eq!(switch(&mut rig), ConfigWrite::Refused);
+    disk.let_one_pass();
+    rig.run_until(|rig| !switches(rig).is_empty());
+    assert_eq!(switch(&mut rig), ConfigWrite::Later);
+    disk.wait_for_calls(1);
+    rig.poll(64);
+    assert_eq!(switches(&rig), [true]);
+    disk.open_gate();
+    rig.run_until(|rig| switches(rig).len() == 2);
+    assert_eq!(
+        disk.state().log,
+        [
+            Call::SyncBegins,
+            Call::Write,
+            Call::SyncEnds,
+            Call::SyncBegins,
+            Call::SyncEnds
+        ]
+    );
+}
+
+#[test]
+fn r35_a_switch_that_does_not_end_is_the_only_one() {
+    let (disk, mut rig) = rig(BOTH);
+    disk.close_gate();
+    let first = rig.blk.write_config(WRITEBACK, &[0], BOTH);
+    assert_eq!(first, ConfigWrite::Later);
+    for _ in 0..1000 {
+        rig.blk.reset(&mut Vec::new());
+        let another = rig.blk.write_config(WRITEBACK, &[0], BOTH);
+        assert_eq!(another, ConfigWrite::Refused);
+    }
+    // What needs no sync is served beside it.
+    let data = rig.buffer(512);
+    assert_eq!(rig.ask(IN, 1, None, Some(data)), (OK, 513));
+    disk.open_gate();
+    // A flush runs behind it, and behind all others that there might be.
+    assert_eq!(rig.ask(FLUSH, 0, None, None), (OK, 1));
+    assert_eq!(switches(&rig), [true]);
+    assert_eq!(disk.count(Call::SyncEnds), 2);
+}
+
+#[test]
+fn r35_a_switch_that_ends_after_a_reset_changes_no_mode() {
+    for failure in [None, Some(Errno::IO)] {
+        let (disk, mut rig) = rig(BOTH);
+        disk.close_gate();
+        disk.state().sync_error = failure;
+        let answer = rig.blk.write_config(WRITEBACK, &[0], BOTH);
+        assert_eq!(answer, ConfigWrite::Later);
+        let mut told = Vec::new();
+        rig.blk.reset(&mut told);
+        assert_eq!(changes(&told), [(WRITEBACK, vec![1])]);
+        disk.open_gate();
+        rig.run_until(|rig| !switches(rig).is_empty());
+        assert_eq!(switches(&rig), [failure.is_none()]);
+        // Write-back, as the reset left it.
+        let syncs = disk.count(Call::SyncEnds);
+        let data = rig.buffer(512);
+        assert_eq!(rig.ask(OUT, 1, Some(data), None), (OK, 1));
+        assert_eq!(disk.count(Call::SyncEnds), syncs);
+    }
 }
 
 #[test]
