@@ -5,7 +5,8 @@
 //! PV domain the kernel then never unmaps the guest's pages that it names; Linux AIO ends before
 //! the process does, but is asynchronous for direct I/O only (binding section 6). What the kernel
 //! itself would hand to threads (buffered writes of many file systems, every sync, erasing) runs in
-//! ours: they are bounded for each device, so that a disk that hangs holds up itself only.
+//! ours: they are bounded for each device, which has one of its own, so that a disk that hangs holds
+//! up itself only.
 
 mod completions;
 mod pool;

@@ -1,7 +1,11 @@
 //! Threads for the calls that may wait.
 //!
-//! One [`Pool`] serves all devices of a process; a device submits through its own lane. No lane ever occupies more than [`WORKERS_PER_LANE`] threads, lanes with work take turns, and
-//! threads are added on demand up to [`MAX_WORKERS`]: a disk that hangs holds up itself only.
+//! One [`Pool`] serves all devices of a process; a device submits through its own lane. Every lane
+//! has one thread to itself, and up to [`WORKERS_PER_LANE`] as long as the [`SHARED_WORKERS`] last.
+//! So a disk that hangs holds up itself only, however many of them there are; but 16 leave the
+//! others with one thread each, so that a read there no longer passes a sync. Lanes with work take
+//! turns. Threads are added on demand, at most one for each lane and [`SHARED_WORKERS`]; they stay.
+//! The guarantee ends where the system refuses a thread.
 //! The pool does not bound how much a lane queues: its device does, which alone can stop taking
 //! requests. A thread's call ends before its process does.
 
@@ -17,8 +21,8 @@ use slab::Slab;
 /// Threads that one device can occupy. More than one, so that reads pass a sync.
 const WORKERS_PER_LANE: usize = 4;
 
-/// Threads of a process: 16 devices can hang completely before others have to wait.
-const MAX_WORKERS: usize = 64;
+/// Threads beyond the one of each lane, for whoever comes first: 16 devices can have all of theirs.
+const SHARED_WORKERS: usize = 16 * (WORKERS_PER_LANE - 1);
 
 /// Clones are handles to the same threads, which end with the last handle.
 #[derive(Clone, Debug)]
@@ -128,7 +132,7 @@ impl fmt::Debug for Handle {
         f.debug_struct("Handle")
             .field("lanes", &state.lanes.len())
             .field("workers", &state.workers)
-            .field("wanted", &state.wanted)
+            .field("wanted", &state.wanted())
             .finish()
     }
 }
@@ -183,8 +187,12 @@ struct State {
     workers: usize,
     /// Those of them that wait for a job, or have been woken for one.
     idle: usize,
-    /// Threads that the lanes could use at this moment.
-    wanted: usize,
+    /// Jobs that run on the shared threads.
+    shared: usize,
+    /// Lanes that could use their own thread at this moment.
+    own_wanted: usize,
+    /// Threads that they could use besides, if there was no end of them.
+    shared_wanted: usize,
     closed: bool,
 }
 
@@ -208,6 +216,13 @@ struct LaneState {
     closed: bool,
 }
 
+/// What a lane adds to the figures of [`State`] that have these names.
+struct Share {
+    shared: usize,
+    own_wanted: usize,
+    shared_wanted: usize,
+}
+
 impl LaneState {
     /// Whether the next of `in_turn` may run.
     fn has_turn(&self) -> bool {
@@ -220,6 +235,16 @@ impl LaneState {
 
     fn may_begin(&self) -> bool {
         self.running < WORKERS_PER_LANE && (self.has_turn() || !self.jobs.is_empty())
+    }
+
+    /// What it adds to the figures of the whole.
+    fn share(&self) -> Share {
+        let wanted = self.wanted();
+        Share {
+            shared: self.running.saturating_sub(1),
+            own_wanted: wanted.min(1),
+            shared_wanted: wanted.saturating_sub(1),
+        }
     }
 
     /// The one in turn first, as there is at most one of them beside the others.
@@ -239,9 +264,12 @@ impl State {
     /// Changes a lane and brings the figures of the whole up to date.
     fn update<R>(&mut self, id: usize, change: impl FnOnce(&mut LaneState) -> R) -> Option<R> {
         let lane = self.lanes.get_mut(id)?;
-        let before = lane.wanted();
+        let before = lane.share();
         let result = change(lane);
-        self.wanted = self.wanted - before + lane.wanted();
+        let after = lane.share();
+        self.shared = self.shared - before.shared + after.shared;
+        self.own_wanted = self.own_wanted - before.own_wanted + after.own_wanted;
+        self.shared_wanted = self.shared_wanted - before.shared_wanted + after.shared_wanted;
         if lane.may_begin() && !lane.ready {
             lane.ready = true;
             self.ready.push_back(id);
@@ -252,6 +280,17 @@ impl State {
         Some(result)
     }
 
+    /// Threads that could be used at this moment.
+    fn wanted(&self) -> usize {
+        self.own_wanted + self.shared_wanted.min(SHARED_WORKERS)
+    }
+
+    /// Whether there is a thread for the next job of a lane: its own, or one of the shared.
+    fn has_thread(&self, id: usize) -> bool {
+        let is_own = |lane: &LaneState| lane.running == 0;
+        self.shared < SHARED_WORKERS || self.lanes.get(id).is_some_and(is_own)
+    }
+
     fn submit(&mut self, id: usize, job: Box<dyn Job>, order: Order) -> Submitted {
         let may_begin = self.update(id, |lane| {
             match order {
@@ -260,17 +299,19 @@ impl State {
             }
             lane.may_begin()
         });
-        let grow = self.wanted > self.workers && self.workers < MAX_WORKERS;
+        let grow = self.wanted() > self.workers;
         self.workers += usize::from(grow);
         Submitted {
             grow,
             // What may not begin yet is found by the thread that ends what it waits for.
-            wake: self.idle > 0 && may_begin == Some(true),
+            wake: self.idle > 0 && may_begin == Some(true) && self.has_thread(id),
         }
     }
 
     fn take(&mut self) -> Option<(usize, Box<dyn Job>, Order)> {
-        let id = self.ready.pop_front()?;
+        // The first, unless the shared threads are all taken.
+        let next = self.ready.iter().position(|id| self.has_thread(*id))?;
+        let id = self.ready.remove(next)?;
         let (job, order) = self.update(id, |lane| {
             lane.ready = false;
             lane.begin()
@@ -350,6 +391,48 @@ mod tests {
             begun.try_recv().is_err(),
             "more threads than a lane may have"
         );
+    }
+
+    #[test]
+    fn any_number_of_lanes_that_hang_stop_no_other() {
+        let pool = Pool::new().unwrap();
+        let (began, begun) = channel();
+        let mut gates = Vec::new();
+        let hung: Vec<_> = (0..40).map(|_| pool.lane(0)).collect();
+        for lane in &hung {
+            for _ in 0..2 * WORKERS_PER_LANE {
+                let (call, gate) = gated(&began);
+                lane.submit(call);
+                gates.push(gate);
+            }
+        }
+        let limit = hung.len() + SHARED_WORKERS;
+        for _ in 0..limit {
+            begun.recv().unwrap();
+        }
+        let (done, served) = channel();
+        let free: Vec<_> = (0..10).map(|_| pool.lane(0)).collect();
+        for turn in 0..10 {
+            for (lane, free) in free.iter().enumerate() {
+                let done = done.clone();
+                let call = job(move || done.send((lane, turn)).unwrap());
+                match turn % 2 {
+                    0 => free.submit(call),
+                    _ => free.submit_in_turn(call),
+                }
+            }
+        }
+        for _ in 0..100 {
+            served.recv().unwrap();
+        }
+        assert!(begun.try_recv().is_err(), "more threads than there may be");
+        assert!(pool.handle.pool.lock().workers <= limit + free.len());
+
+        // What comes free is used again, by those who waited for it.
+        drop(gates);
+        for _ in 0..hung.len() * 2 * WORKERS_PER_LANE - limit {
+            begun.recv().unwrap();
+        }
     }
 
     #[test]

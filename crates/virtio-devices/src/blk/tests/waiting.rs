@@ -48,24 +48,29 @@ fn what_would_wait_does_not_hold_up_the_loop() {
 }
 
 #[test]
-fn a_disk_that_hangs_does_not_hold_up_another() {
+fn disks_that_hang_do_not_hold_up_another() {
     let engine = Engine::new().unwrap();
     let (stuck, free) = (Disk::slow(8), Disk::slow(8));
     let device = |disk: &Arc<Disk>| Rig::new(disk.device(&config(1), &engine), Setup::default());
-    let (mut first, mut second) = (device(&stuck), device(&free));
-    stuck.close_gate();
-    for _ in 0..IN_FLIGHT_MAX {
-        let back = first.buffer(512);
-        first.request(0, IN, 0, None, Some(back));
+    for (count, threads) in [(1, 4), (16, 64), (20, 20 + 48)] {
+        let mut hung: Vec<_> = (0..count).map(|_| device(&stuck)).collect();
+        stuck.close_gate();
+        for rig in &mut hung {
+            for _ in 0..IN_FLIGHT_MAX {
+                let back = rig.buffer(512);
+                rig.request(0, IN, 0, None, Some(back));
+            }
+            rig.poll(IN_FLIGHT_MAX);
+        }
+        stuck.wait_for_calls(threads);
+        let mut other = device(&free);
+        for sector in 0..8 {
+            let back = other.buffer(512);
+            assert_eq!(other.ask(IN, sector, None, Some(back)), (OK, 513));
+        }
+        stuck.open_gate();
+        hung.iter_mut().for_each(Rig::run);
     }
-    first.poll(IN_FLIGHT_MAX);
-    stuck.wait_for_calls(4);
-    for sector in 0..8 {
-        let back = second.buffer(512);
-        assert_eq!(second.ask(IN, sector, None, Some(back)), (OK, 513));
-    }
-    stuck.open_gate();
-    first.run();
 }
 
 #[test]
