@@ -43,7 +43,8 @@ pub struct Blk {
 }
 
 impl Blk {
-    /// Opens the image. What would wait later runs on `engine`.
+    /// Opens the image, at once unless a disk or a network file system does not answer: that has to
+    /// be waited for here. What would wait later runs on `engine`.
     ///
     /// # Errors
     ///

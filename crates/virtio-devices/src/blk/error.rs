@@ -52,6 +52,12 @@ pub enum BlkError {
         /// and we take, nor for block devices.
         holder: Option<u32>,
     },
+    /// Another process is to be asked before anybody opens it. The kernel has asked now.
+    #[error("{}: is leased by another process, which was asked to give it up; try again", path.display())]
+    Leased {
+        /// The image.
+        path: PathBuf,
+    },
     /// Neither a regular file nor a block device.
     #[error("{}: is {found}, not a regular file or a block device", path.display())]
     Kind {

@@ -9,7 +9,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{OFlags, ioctl_blkpbszget, ioctl_blksszget};
+use rustix::fs::{OFlags, fcntl_setfl, ioctl_blkpbszget, ioctl_blksszget};
 use rustix::io::Errno;
 
 use super::direct::{Alignment, Direct};
@@ -103,7 +103,8 @@ impl Image {
     }
 }
 
-/// Opens and locks an image.
+/// Opens and locks an image. Waits for no other process; for a disk or a network file system that
+/// does not answer, the kernel offers no way not to.
 pub(super) fn open(
     path: &Path,
     read_only: bool,
@@ -120,6 +121,7 @@ pub(super) fn open(
             read_only,
             holder: None,
         },
+        io::ErrorKind::WouldBlock => BlkError::Leased { path: path.into() },
         _ => BlkError::Open {
             path: path.into(),
             error,
@@ -138,6 +140,8 @@ pub(super) fn open(
     let mut flags = OFlags::empty();
     flags.set(OFlags::EXCL, kind.is_block_device() && !read_only);
     flags.set(OFlags::DIRECT, direct);
+    // A lease of another process is waited for otherwise, up to 45 s.
+    flags.set(OFlags::NONBLOCK, kind.is_file());
     options.custom_flags(flags.bits().cast_signed());
     let no_direct = || BlkError::NoDirect { path: path.into() };
     let file = options.open(path).map_err(|error| match error.kind() {
@@ -145,6 +149,8 @@ pub(super) fn open(
         _ => named(error),
     })?;
     if kind.is_file() {
+        // For opening only: whoever reads and writes later may wait, io_uring would not.
+        fcntl_setfl(&file, flags - OFlags::NONBLOCK).map_err(|errno| named(errno.into()))?;
         match lock::take(&file, read_only) {
             Ok(Lock::Taken) => {}
             Ok(Lock::InUse { holder }) => {
@@ -209,7 +215,7 @@ fn describe(kind: fs::FileType) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use rustix::fs::{CWD, FileType, Mode, fcntl_getfl, mknodat};
 
     #[test]
     fn an_image_is_a_file_of_whole_sectors() {
@@ -261,6 +267,24 @@ mod tests {
         image.as_file().set_len(512).unwrap();
         let (opened, _) = open(image.path(), true, false).unwrap();
         assert!(rustix::io::write(&opened.file, b"x").is_err());
+    }
+
+    #[test]
+    fn an_image_that_is_open_may_be_waited_for() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(4096).unwrap();
+        for direct in [false, true] {
+            let opened = match open(image.path(), false, direct) {
+                Err(BlkError::NoDirect { .. }) if direct => {
+                    eprintln!("\n*** NOT TESTED: direct I/O, which this file system has not ***\n");
+                    continue;
+                }
+                opened => opened.unwrap().0,
+            };
+            let flags = fcntl_getfl(&opened.file).unwrap();
+            assert!(!flags.contains(OFlags::NONBLOCK));
+            assert_eq!(flags.contains(OFlags::DIRECT), direct);
+        }
     }
 
     #[test]
