@@ -132,6 +132,7 @@ pub enum ResetReason {
         /// Index of the queue.
         queue: u16,
         /// What was malformed.
+        #[source]
         fault: QueueFault,
     },
     /// A request has no status byte that could be written, so its failure cannot be told.
@@ -142,4 +143,29 @@ pub enum ResetReason {
         /// Head descriptor of the request.
         head: u16,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use guest_memory::TranslateError;
+    use virtqueue::DescriptorAt;
+
+    use super::*;
+
+    #[test]
+    fn a_reset_says_why_an_indirect_table_cannot_be_read() {
+        let why = TranslateError::Unknown { addr: 0x1000 };
+        let reason = ResetReason::Queue {
+            queue: 0,
+            fault: QueueFault::IndirectTable {
+                at: DescriptorAt::Ring(3),
+                source: why,
+            },
+        };
+        let fault = reason.source().unwrap();
+        assert!(reason.to_string().ends_with(&fault.to_string()));
+        assert_eq!(fault.source().unwrap().to_string(), why.to_string());
+    }
 }
