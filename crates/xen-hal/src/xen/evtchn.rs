@@ -15,6 +15,8 @@ use crate::OpenError;
 
 /// Ports taken from the kernel by one read.
 const PORTS_PER_READ: usize = 256;
+/// Ports given to the kernel by one write; a session unmasks its only one.
+const PORTS_PER_WRITE: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Evtchn(File);
@@ -86,11 +88,19 @@ impl Evtchn {
     }
 
     pub(crate) fn unmask(&self, ports: &[EvtchnPort]) -> io::Result<()> {
-        if ports.is_empty() {
-            return Ok(());
+        // On the path of a request: no allocation.
+        let mut buffer = [0; PORTS_PER_WRITE * size_of::<u32>()];
+        for ports in ports.chunks(PORTS_PER_WRITE) {
+            let (slots, _) = buffer.as_chunks_mut();
+            for (slot, port) in slots.iter_mut().zip(ports) {
+                *slot = port.0.to_ne_bytes();
+            }
+            let bytes = buffer
+                .get(..ports.len() * size_of::<u32>())
+                .unwrap_or_default();
+            (&self.0).write_all(bytes)?;
         }
-        let bytes: Vec<u8> = ports.iter().flat_map(|port| port.0.to_ne_bytes()).collect();
-        (&self.0).write_all(&bytes)
+        Ok(())
     }
 }
 
