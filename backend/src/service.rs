@@ -88,7 +88,8 @@ pub struct Service {
     generation: u32,
     ports: Vec<EvtchnPort>,
     gauges: Option<GaugeSocket>,
-    /// The last turn did not get to the end of the watch events.
+    /// XenStore's descriptor became readable and was not read to its end yet. It is edge-triggered
+    /// here, and on the path of a request it is not read at all.
     watches_left: bool,
     stopping: bool,
     patience: Patience,
@@ -181,7 +182,7 @@ impl Service {
         let mut asked = false;
         for event in &self.events {
             match event.token() {
-                STORE => {}
+                STORE => self.watches_left = true,
                 CHANNELS => channels = true,
                 STOP => stop = true,
                 GAUGES => asked = true,
@@ -201,8 +202,10 @@ impl Service {
         if asked {
             self.tell();
         }
-        // Requests of other sessions queue watch events too, so the queue is looked at each time.
-        self.take_watches()?;
+        // Requests of sessions queue watch events too, without a sign of the kernel's.
+        if self.watches_left || self.host.store.has_event() {
+            self.take_watches()?;
+        }
         if stop && !self.stopping {
             self.stop();
         }

@@ -1,4 +1,5 @@
-//! What idle guests cost: nothing. Counted in rounds and turns of the loop, not timed.
+//! What idle guests cost: nothing. Counted in rounds and turns of the loop, not timed. And a request
+//! never looks at XenStore.
 
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,29 @@ fn an_event_costs_as_many_turns_beside_idle_guests_as_alone() {
     rig.settle();
     assert_eq!(rig.service().sessions(), IDLE + 1);
     assert_eq!(guest.read(&mut rig), alone);
+}
+
+#[test]
+fn requests_read_nothing_from_xenstore_on_either_side() {
+    let mut rig = Rig::start();
+    let Guest {
+        mut frontend,
+        mut disk,
+    } = Guest::bring_up(&mut rig, "guest");
+    rig.settle();
+    let before = rig.service().host().store.reads();
+    rig.while_serving(|_, _| {
+        let before = frontend.store_reads();
+        let operation = Operation::Read {
+            sector: 0,
+            len: READ,
+        };
+        for _ in 0..READS {
+            disk.run(&mut frontend, operation).unwrap();
+        }
+        assert_eq!(frontend.store_reads() - before, 0);
+    });
+    assert_eq!(rig.service().host().store.reads() - before, 0);
 }
 
 #[test]

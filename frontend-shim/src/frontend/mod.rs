@@ -23,6 +23,7 @@ use crate::instance::{FrontendLock, Instance};
 use crate::link::{Link, LinkOptions};
 
 pub use devices::Wants;
+use turn::Readable;
 pub use turn::Watched;
 
 /// Pages of the one shared area (binding section 4: a user-space frontend's default).
@@ -74,6 +75,7 @@ pub struct Frontend {
     look: bool,
     retry_at: Option<Instant>,
     wait: Option<(Wait, Instant)>,
+    readable: Readable,
     ports: Vec<EvtchnPort>,
     patience: Patience,
     last_fault: Option<String>,
@@ -111,6 +113,7 @@ impl Frontend {
             look: true,
             retry_at: None,
             wait: None,
+            readable: Readable::default(),
             ports: Vec::new(),
             patience: xen_hal::wake_cost().map_or(Patience::none(), Patience::new),
             last_fault: None,

@@ -16,9 +16,12 @@ impl Frontend {
     /// # Errors
     /// XenStore or this host failed; a fault of the backend ends the connection instead.
     pub fn pump(&mut self) -> Result<(), FrontendError> {
-        self.take_watches()?;
+        let readable = std::mem::take(&mut self.readable);
+        if readable.store || self.store.has_event() {
+            self.take_watches()?;
+        }
         self.take_timers();
-        let came = self.take_events()?;
+        let came = readable.channels && self.take_events()?;
         if let Some(link) = &mut self.link {
             if came {
                 link.event();
@@ -91,9 +94,6 @@ impl Frontend {
             at_once = !self.check(slept)?.unwrap_or(false);
         }
         at_once |= self.look || self.store.has_event();
-        if at_once && others.is_empty() {
-            return Ok(true);
-        }
         let now = Instant::now();
         if !at_once && deadline.is_some_and(|deadline| deadline <= now) {
             return Ok(false);
@@ -106,15 +106,19 @@ impl Frontend {
             .flatten()
             .min()
             .map(|at| at.saturating_duration_since(now));
-        let mut own = [
-            PollFd::new(&self.store, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.channels.as_fd(), PollFlags::IN),
-        ];
-        let ask = |timeout| poll_all(&mut own, others, timeout);
+        let own = [self.store.as_fd(), self.channels.as_fd()];
+        let readable = &mut self.readable;
+        let ask = |timeout| poll_all(own, readable, others, timeout);
         match self.patience.wait(timeout, || now.elapsed(), ask) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(true),
             Err(error) => Err(std::io::Error::from(error).into()),
         }
+    }
+
+    /// How often XenStore's connection was read: never on the path of a request.
+    #[must_use]
+    pub fn store_reads(&self) -> u64 {
+        self.store.reads()
     }
 
     /// Turns a fault of the link into the end of the connection.
@@ -164,6 +168,30 @@ impl Frontend {
     }
 }
 
+/// Which of its own descriptors a frontend has to read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Readable {
+    store: bool,
+    channels: bool,
+}
+
+impl Readable {
+    fn of(polled: &[PollFd<'_>; 2]) -> Self {
+        let [store, channels] = polled.each_ref().map(|polled| !polled.revents().is_empty());
+        Self { store, channels }
+    }
+}
+
+/// Nobody has looked.
+impl Default for Readable {
+    fn default() -> Self {
+        Self {
+            store: true,
+            channels: true,
+        }
+    }
+}
+
 /// A descriptor of somebody else that is waited for as well.
 #[derive(Debug)]
 pub struct Watched<'fd> {
@@ -190,22 +218,29 @@ impl<'fd> Watched<'fd> {
 
 /// Whether any is ready.
 fn poll_all(
-    own: &mut [PollFd<'_>; 2],
+    own: [BorrowedFd<'_>; 2],
+    readable: &mut Readable,
     others: &mut [Watched<'_>],
     timeout: Option<Duration>,
 ) -> rustix::io::Result<bool> {
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    let mut own = own.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     if others.is_empty() {
         // The path of a request: no allocation.
-        return Ok(poll(own, timeout.as_ref())? > 0);
+        let ready = poll(&mut own, timeout.as_ref())?;
+        *readable = Readable::of(&own);
+        return Ok(ready > 0);
     }
     let watched = others
         .iter()
         .map(|other| PollFd::from_borrowed_fd(other.fd, other.interest));
-    let mut all: Vec<_> = watched.chain(own.iter().cloned()).collect();
+    let mut all: Vec<_> = own.into_iter().chain(watched).collect();
     let ready = poll(&mut all, timeout.as_ref())?;
-    for (other, polled) in others.iter_mut().zip(&all) {
-        other.ready = polled.revents();
+    if let Some((own, polled)) = all.split_first_chunk() {
+        *readable = Readable::of(own);
+        for (other, polled) in others.iter_mut().zip(polled) {
+            other.ready = polled.revents();
+        }
     }
     Ok(ready > 0)
 }

@@ -30,6 +30,7 @@ pub(super) struct Link {
     /// Read, but not yet decoded.
     input: Vec<u8>,
     taken: usize,
+    reads: u64,
 }
 
 #[derive(Debug)]
@@ -68,7 +69,13 @@ impl Link {
             decoder: Decoder::default(),
             input: Vec::new(),
             taken: 0,
+            reads: 0,
         }
+    }
+
+    /// How often the descriptor was read.
+    pub(super) fn reads(&self) -> u64 {
+        self.reads
     }
 
     /// Most bytes of payload in a request.
@@ -132,6 +139,7 @@ impl Link {
         self.taken = 0;
         self.input.resize(READ_CHUNK, 0);
         let read = loop {
+            self.reads = self.reads.saturating_add(1);
             let result = match &mut self.end {
                 End::Socket(stream) => stream.read(&mut self.input),
                 End::Device(device) => device.read(&mut self.input),

@@ -108,6 +108,12 @@ impl Client {
         &self.counts
     }
 
+    /// How often the connection was read, whether there was something or not: a system call each.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.link.reads()
+    }
+
     /// Registers a watch on `path` and everything below it, or on a special name such as
     /// `@releaseDomain`. One event comes at once. `token` comes back with each event.
     ///
@@ -145,7 +151,8 @@ impl Client {
         Ok(())
     }
 
-    /// The next watch event, if there is one. Never waits.
+    /// The next watch event, if there is one. Never waits. `None`: the descriptor was read until it
+    /// had nothing more, so that an edge-triggered poller hears of the next event.
     ///
     /// Requests take events in too: whoever sleeps on the descriptor looks at
     /// [`Client::has_event`] first.
