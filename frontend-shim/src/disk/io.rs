@@ -167,7 +167,10 @@ impl Disk {
     }
 
     fn timeout(&self, frontend: &Frontend) -> FrontendError {
-        frontend.late(&format!("a request of device {}", self.dev_num), self.limit)
+        frontend.late(
+            format_args!("a request of device {}", self.dev_num),
+            self.limit,
+        )
     }
 
     /// Looks for what ends the device while requests are outstanding.

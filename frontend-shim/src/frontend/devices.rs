@@ -49,18 +49,22 @@ impl Frontend {
     /// # Errors
     /// The connection ended, there is no such device, or it is in use.
     pub fn start_device(&mut self, dev_num: u16, wants: Wants) -> Result<(), FrontendError> {
-        let known = self.devices()?;
-        if !known.contains(&dev_num) {
-            let why = format_args!("is not on this bus; it has {known:?}");
-            return Err(self.device_error(dev_num, why));
+        let number = DevNum(dev_num);
+        let link = self.link()?;
+        if link.bus().device(number).is_some() {
+            return Err(self.device_error(dev_num, "is in use already"));
+        }
+        // What the bus said last stands until it says otherwise, so it is asked only about others.
+        if !link.news().present().any(|present| present == dev_num) {
+            let known = self.devices()?;
+            if !known.contains(&dev_num) {
+                let why = format_args!("is not on this bus; it has {known:?}");
+                return Err(self.device_error(dev_num, why));
+            }
         }
         let limits = self.limits;
         let link = self.link()?;
         let (max, now) = (link.max_message_size(), link.now());
-        let number = DevNum(dev_num);
-        if link.bus().device(number).is_some() {
-            return Err(self.device_error(dev_num, "is in use already"));
-        }
         let wants = DriverConfig {
             features: wants.features,
             queues: wants.queues,
@@ -109,7 +113,7 @@ impl Frontend {
         limit: Duration,
     ) -> Result<DriverAction, FrontendError> {
         let (handle, number) = (self.instance.handle, DevNum(dev_num));
-        self.until(limit, &format!("device {dev_num}"), |link| {
+        self.until(limit, format_args!("device {dev_num}"), |link| {
             match link.bus().update(number, DriverSide::poll_action) {
                 None => Some(Err(FrontendError::device(handle, dev_num, "was removed"))),
                 Some(action) => action.map(Ok),
@@ -128,9 +132,9 @@ impl Frontend {
         let link = self.link()?;
         let now = link.now();
         link.bus().update(number, |device| device.start_reset(now));
-        let what = format!("the reset of device {dev_num}");
+        let what = format_args!("the reset of device {dev_num}");
         let limit = self.limits.reset;
-        let reset = self.until(limit, &what, |link| {
+        let reset = self.until(limit, what, |link| {
             match link.bus().update(number, DriverSide::poll_action) {
                 None | Some(Some(DriverAction::ResetDone)) => Some(Ok(())),
                 Some(Some(DriverAction::Failed(fault))) => {

@@ -8,6 +8,7 @@ mod devices;
 mod session;
 mod turn;
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use virtio_msg::wire::MsgId;
@@ -268,7 +269,7 @@ impl Frontend {
     pub(crate) fn until<T>(
         &mut self,
         limit: Duration,
-        what: &str,
+        what: impl Display,
         mut wanted: impl FnMut(&mut Link) -> Option<T>,
     ) -> Result<T, FrontendError> {
         let deadline = Instant::now().checked_add(limit);
@@ -284,11 +285,11 @@ impl Frontend {
     }
 
     /// Nothing came within `limit`.
-    pub(crate) fn late(&self, what: &str, limit: Duration) -> FrontendError {
+    pub(crate) fn late(&self, what: impl Display, limit: Duration) -> FrontendError {
         FrontendError::Timeout {
             handle: self.instance.handle,
             backend: self.instance.backend.0,
-            what: what.to_owned(),
+            what: what.to_string(),
             limit,
         }
     }
