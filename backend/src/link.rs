@@ -321,8 +321,9 @@ impl Link {
                 false => self.idle_events.saturating_add(1),
             };
         }
+        self.sharing.next_turn();
         let mut more = self.receive()?;
-        self.act(devices, log);
+        more |= self.act(devices, log);
         more |= self.poll_devices(devices, log);
         self.depart();
         let space = self.sharing.space();
@@ -360,8 +361,13 @@ impl Link {
         Ok(true)
     }
 
-    fn act(&mut self, devices: &mut Devices, log: &mut GuestLog) {
-        while let Some(action) = self.bus.poll_action() {
+    /// Does what the frames ask for; true: the budget ended first, as each SET_VQUEUE may map rings.
+    /// What is left stays with the bus, in its order.
+    fn act(&mut self, devices: &mut Devices, log: &mut GuestLog) -> bool {
+        while !self.sharing.is_spent() {
+            let Some(action) = self.bus.poll_action() else {
+                return false;
+            };
             match action {
                 DeviceBusAction::Device { dev_num, action } => {
                     let Some(member) = self.slots.get_mut(&dev_num.0) else {
@@ -385,6 +391,7 @@ impl Link {
                 DeviceBusAction::Pong { .. } => {}
             }
         }
+        true
     }
 
     fn poll_devices(&mut self, devices: &mut Devices, log: &mut GuestLog) -> bool {

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use guest_memory::{Access, Area, UnmapError};
 use virtio_msg::wire::{MsgId, Token};
 use virtio_msg::{DeviceSideBus, PrivateRequest};
-use xen_bus::areas::{AreaLimits, ShareJob, ShareStep, Withdrawal, WorkBudget};
+use xen_bus::areas::{AreaLimits, ShareJob, ShareStep, Withdrawal};
 use xen_bus::keys::BackendOffer;
 use xen_bus::messages::{AreaReply, AreaResult, AreaShare, PrivateMessage};
 use xen_hal::{MapError, MappingBuilder};
@@ -25,7 +25,6 @@ pub(crate) struct Sharing {
     /// Requests that wait for their turn; no more than the ring has slots.
     waiting: VecDeque<(Token, PrivateMessage)>,
     work: Option<Work>,
-    budget: WorkBudget,
 }
 
 /// What is under way.
@@ -60,13 +59,22 @@ impl Sharing {
             space: GuestSpace::new(limits, grants),
             waiting: VecDeque::new(),
             work: None,
-            budget: WorkBudget::new(),
         }
     }
 
     /// What bus addresses mean now.
     pub(crate) fn space(&self) -> &GuestSpace {
         &self.space
+    }
+
+    /// The loop has come round: there is work to spend again.
+    pub(crate) fn next_turn(&mut self) {
+        self.space.budget.get_mut().next_turn();
+    }
+
+    /// Whether this turn has mapped and unmapped enough, areas and rings together.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.space.budget.borrow().is_spent()
     }
 
     /// Takes a private request of the bus. One that makes no sense is discarded, as virtio-msg
@@ -92,7 +100,6 @@ impl Sharing {
         if self.work.is_none() && self.waiting.is_empty() {
             return Ok(false);
         }
-        self.budget.next_turn();
         loop {
             match self.work.take() {
                 Some(Work::Map(mapping)) => {
@@ -107,7 +114,8 @@ impl Sharing {
                     withdrawal,
                     area,
                 }) => {
-                    if !self.budget.take_whole(withdrawal.pages()) {
+                    let budget = self.space.budget.get_mut();
+                    if !budget.take_whole(withdrawal.pages()) {
                         self.work = Some(Work::Unmap {
                             token,
                             withdrawal,
@@ -206,7 +214,7 @@ impl Sharing {
             mut builder,
         } = mapping;
         let result = loop {
-            let done = match job.step(&mut self.budget) {
+            let done = match job.step(self.space.budget.get_mut()) {
                 ShareStep::MapDirectory(gref) => match copy_page(host, log.id().frontend, gref) {
                     Ok(page) => job.directory(&page).map_err(|refusal| {
                         refused_area(log, &refusal);

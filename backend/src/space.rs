@@ -1,13 +1,15 @@
 //! What the bus addresses of one connection mean: bytes in areas and, if the frontend chose so,
 //! in granted pages (binding section 5).
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use guest_memory::{
     Access, AddressSpace, GuestRange, LeasedRange, Surroundings, Transient, TranslateError,
     UnmapError,
 };
-use xen_bus::areas::{AreaLimits, AreaTable};
+use xen_bus::areas::{AreaLimits, AreaTable, WorkBudget};
+use xen_bus::grants::GrantRange;
 use xen_types::{BusAddr, Form};
 
 use crate::grants::Grants;
@@ -21,6 +23,8 @@ pub(crate) struct GuestSpace {
     grants: Option<Grants>,
     /// The guest's share of pages, for areas and rings together.
     max_pages: u32,
+    /// What mapping and unmapping may cost in a turn, of areas and rings together.
+    pub(crate) budget: RefCell<WorkBudget>,
 }
 
 impl GuestSpace {
@@ -29,6 +33,7 @@ impl GuestSpace {
             areas: AreaTable::new(limits),
             grants,
             max_pages: limits.max_area_pages,
+            budget: RefCell::new(WorkBudget::new()),
         }
     }
 
@@ -94,6 +99,10 @@ impl AddressSpace for GuestSpace {
     ) -> Result<LeasedRange, TranslateError> {
         match self.grants_at(addr) {
             Some(grants) => {
+                // A page that is mapped is one to unmap; the queue's other parts follow at once.
+                let pages = GrantRange::new(addr, len).map_or(0, |range| range.pages());
+                let work = pages.saturating_mul(2);
+                self.budget.borrow_mut().overdraw(work);
                 let left = self.max_pages.saturating_sub(self.areas.pages());
                 grants.map_ring(addr, len, access, left)
             }

@@ -50,6 +50,17 @@ impl WorkBudget {
         ready
     }
 
+    /// Pays for one call that cannot wait, overdrawing what is left if need be.
+    pub fn overdraw(&mut self, pages: u32) {
+        self.pay(pages);
+    }
+
+    /// Whether nothing is left for this turn.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.credit <= 0
+    }
+
     fn pay(&mut self, pages: u32) {
         if pages > 0 {
             self.credit -= i64::from(pages.max(CALL_COST));
