@@ -14,6 +14,7 @@ mod dying_domains;
 mod foreign_bytes;
 mod full_ring;
 mod garbage_keys;
+mod grant_addresses;
 mod indirect_tables;
 mod late_writes;
 mod malformed_frames;
