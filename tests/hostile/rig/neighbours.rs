@@ -38,13 +38,15 @@ struct Neighbours {
 }
 
 impl Neighbours {
-    fn new() -> Self {
+    /// With an attacker that has `prepare`d something.
+    fn new<T>(prepare: impl FnOnce(&mut Rig, &mut RawGuest) -> T) -> (Self, T) {
         let log = Log::start();
         let mut rig = Rig::start();
         // The attacker's session is the older one, and has its turn first.
         let mut attacker = guest(&mut rig, "attacker");
         attacker.connect_over_most_slots(&mut rig);
         let target = bring_up(&mut rig, &mut attacker);
+        let prepared = prepare(&mut rig, &mut attacker);
         let mut victim = guest(&mut rig, "victim");
         victim.connect(&mut rig);
         let mut queue = bring_up(&mut rig, &mut victim);
@@ -55,14 +57,15 @@ impl Neighbours {
         for index in 0..CHAINS {
             queue.offer(&mut victim, index);
         }
-        Self {
+        let neighbours = Self {
             rig,
             victim,
             queue,
             attacker,
             _target: target,
             log,
-        }
+        };
+        (neighbours, prepared)
     }
 
     /// One turn of the service, with every event of both guests delivered; chains of the victim that
@@ -164,16 +167,25 @@ fn bring_up(rig: &mut Rig, guest: &mut RawGuest) -> RawDisk {
 /// what all turns did.
 #[track_caller]
 pub(crate) fn withstands(mut attack: impl FnMut(&mut RawGuest)) -> Work {
-    let mut alone = Neighbours::new();
+    withstands_with(|_, _| (), |attacker, ()| attack(attacker))
+}
+
+/// As [`withstands`], of an attacker that has `prepare`d something.
+#[track_caller]
+pub(crate) fn withstands_with<T>(
+    prepare: impl FnOnce(&mut Rig, &mut RawGuest) -> T,
+    mut attack: impl FnMut(&mut RawGuest, &mut T),
+) -> Work {
+    let (mut alone, ()) = Neighbours::new(|_, _| ());
     let undisturbed: u64 = (0..TURNS).map(|_| alone.turn()).sum();
     assert_eq!(undisturbed, TURNS * u64::from(CHAINS), "the victim is busy");
     drop(alone);
 
-    let mut both = Neighbours::new();
+    let (mut both, mut prepared) = Neighbours::new(prepare);
     let first = both.work();
     let mut served = 0;
     for turn in 0..TURNS {
-        attack(&mut both.attacker);
+        attack(&mut both.attacker, &mut prepared);
         let before = both.work();
         served += both.turn();
         let work = both.work().since(&before);
@@ -183,6 +195,7 @@ pub(crate) fn withstands(mut attack: impl FnMut(&mut RawGuest)) -> Work {
     }
     let work = both.work().since(&first);
     both.log.assert_quiet();
+    drop(prepared);
     both.end();
     assert!(
         served * 10 >= undisturbed * 9,
