@@ -11,9 +11,9 @@ use frontend_shim::Runs;
 use guest_memory::LeasedRange;
 use virtio_drivers::{PAGE_SIZE, PhysAddr};
 
-/// Where nothing is: no area has this id (binding section 5). A device that is told of it fails the
-/// request.
-pub(crate) const NOWHERE: PhysAddr = 0x7fff << 48;
+/// Where nothing is: 0 is the id of no area (binding section 5). A device that is told of it fails
+/// the request.
+pub(crate) const NOWHERE: PhysAddr = 0;
 
 thread_local! {
     static MEMORY: RefCell<Option<Memory>> = const { RefCell::new(None) };
