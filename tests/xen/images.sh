@@ -41,7 +41,7 @@ dom0_files() {
     local top=$1 tools=usr/lib/xen-$XEN_VERSION/bin tool
     mkdir -p "$top/$tools" "$top"/{etc/xen,guest,lib/x86_64-linux-gnu,var/lib/xen,var/lib/xenstored,var/log/xen/console}
     ln -s /run "$top/var/run"
-    for tool in xl xenstored xen-init-dom0 xenconsoled xenconsole xenstore-control libxl-save-helper lsevtchn; do
+    for tool in xl xenstored xen-init-dom0 xenconsoled xenconsole xenstore-control libxl-save-helper lsevtchn xentrace; do
         cp "$LAB/root/$tools/$tool" "$top/$tools/"
         ln -s "/$tools/$tool" "$top/usr/bin/$tool"
     done

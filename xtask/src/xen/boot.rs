@@ -36,7 +36,7 @@ impl Laboratory {
     /// Runs the scenarios of a boot; a row for each.
     pub(super) fn run(&self, boot: &Boot, setting: Setting, keep: bool) -> Result<Vec<Row>> {
         println!("{boot}: {}", boot.scenarios.join(" "));
-        let results = self.cache.join("results").join(boot.folder());
+        let results = self.results(boot);
         let status = self
             .command(boot, setting)
             .arg("--out")
@@ -63,6 +63,11 @@ impl Laboratory {
             println!("{boot}: results in {}", results.display());
         }
         Ok(rows)
+    }
+
+    /// The folder of a boot's results.
+    pub(super) fn results(&self, boot: &Boot) -> PathBuf {
+        self.cache.join("results").join(boot.folder())
     }
 
     /// Hands the terminal to dom0.
@@ -94,6 +99,9 @@ impl Laboratory {
             .env("VMSG_XEN_LAB", &self.cache);
         if setting.deterministic {
             command.arg("--deterministic");
+        }
+        if let Some(seconds) = setting.seconds {
+            command.args(["--timeout", &seconds.to_string()]);
         }
         command
     }

@@ -1,6 +1,8 @@
 //! `cargo xtask xen`: our programs on a real Xen, in the laboratory of tests/xen.
 
 mod boot;
+mod counts;
+mod figures;
 mod plan;
 mod programs;
 mod report;
@@ -34,10 +36,14 @@ pub(crate) enum Command {
     Run(Run),
     /// Open a console in dom0 of a real Xen: the service runs, and a guest has a disk
     Shell(Machine),
+    /// Measure what a read costs, by our bus and by blkfront/blkback, in instructions of the whole machine, which repeat
+    ///
+    /// A boot for each kind of guest, some minutes each. docs/performance-xen.md says what the figures mean.
+    Figures(figures::Options),
 }
 
 /// What kind of machine.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Copy, Debug, Default, Args)]
 pub(crate) struct Machine {
     /// The kind of the guests; both, in a boot each, if absent
     #[arg(long)]
@@ -75,6 +81,7 @@ pub(crate) fn run(workspace: &Workspace, command: &Command) -> Result<ExitCode> 
     match command {
         Command::List => list(workspace),
         Command::Run(options) => run_scenarios(workspace, options),
+        Command::Figures(options) => figures::run(workspace, options),
         Command::Shell(machine) => Laboratory::new(workspace)?.shell(&plan::shell(*machine)),
     }
 }
@@ -112,6 +119,7 @@ fn run_scenarios(workspace: &Workspace, options: &Run) -> Result<ExitCode> {
     let setting = Setting {
         rounds,
         deterministic: options.machine.deterministic,
+        seconds: None,
     };
     let laboratory = Laboratory::new(workspace)?;
     let mut rows = Vec::new();

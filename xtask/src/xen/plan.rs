@@ -21,6 +21,8 @@ pub(super) struct Boot {
 pub(super) struct Setting {
     pub(super) rounds: u32,
     pub(super) deterministic: bool,
+    /// How long a scenario may take; the laboratory's choice if none.
+    pub(super) seconds: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -165,6 +167,7 @@ pub(super) fn shell(machine: Machine) -> (Boot, Setting) {
     let setting = Setting {
         rounds: super::ROUNDS,
         deterministic: machine.deterministic,
+        seconds: None,
     };
     (boot, setting)
 }

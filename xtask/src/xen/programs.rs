@@ -10,12 +10,22 @@ use serde::Deserialize;
 use crate::workspace::{PLATFORM, Workspace, cargo};
 
 /// What is built: the arguments of cargo, the target, and its name in the laboratory.
-const PROGRAMS: [(&[&str], &str, &str); 3] = [
+const PROGRAMS: [(&[&str], &str, &str); 5] = [
     (&["build", "--package", "vmsg"], "vmsg", "vmsg"),
     (
         &["build", "--package", "tests", "--bin", "revoke-guest"],
         "revoke-guest",
         "revoke-guest",
+    ),
+    (
+        &["build", "--package", "tests", "--bin", "raw-disk"],
+        "raw-disk",
+        "raw-disk",
+    ),
+    (
+        &["build", "--package", "tests", "--bin", "hypercalls"],
+        "hypercalls",
+        "hypercalls",
     ),
     // Its tests that need a block device.
     (

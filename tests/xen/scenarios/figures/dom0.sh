@@ -1,0 +1,31 @@
+# What a read costs, ours and Linux's blkfront/blkback on the same disk: `cargo xtask xen figures` makes the table
+. /lab/scenarios/figures/loads.sh
+. /lab/scenarios/figures/vbd.sh
+
+disk=/dev/ram0
+modprobe brd rd_nr=1 rd_size=65536
+modprobe xen-blkback
+dd if=/dev/urandom of=$disk bs=1M count=64 2>/dev/null
+
+# The same words as a guest's, for dom0 itself.
+report() { echo "@@LAB report $1=$2" >>"$RESULTS/dom0.figures"; }
+each_load measure_raw dom0 $disk
+
+start_backend
+for tsc in native default; do
+    guest=figures-$tsc
+    GUEST_OPTIONS="tsc_mode=\"$tsc\"" make_guest "$guest"
+    domain=$(domid "$guest")
+    attach "$guest" "type=blk,mode=ro,serial=cache,path=$disk"
+    attach "$guest" "type=blk,mode=ro,direct=1,serial=direct,path=$disk"
+    give_vbd "$domain" 51712 $disk Y # xvda
+    start_guest "$guest"
+    wait_for_phase "$guest" persistent-done
+    give_vbd "$domain" 51728 $disk N # xvdb
+    wait_for_phase "$guest" done
+    wait_for_guest "$guest"
+    detach "$guest" --all
+    assert_backend_lives
+    destroy_with_vbds "$guest"
+done
+stop_backend

@@ -1,0 +1,258 @@
+//! `cargo xtask xen figures`: what a read costs by each path to the same disk, beside the targets.
+//!
+//! The machine's clock counts instructions, so a figure is what all domains and Xen together execute for one read. The scenario
+//! `figures` of tests/xen measures, and reports `PATH-LOAD=INSTRUCTIONS`; here the table is made of it. [`counts`] adds calls.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use serde::Serialize;
+
+use super::boot::Laboratory;
+use super::plan::{self, Guest, Setting};
+use super::{Machine, counts, report};
+use crate::workspace::Workspace;
+
+/// The scenario.
+const SCENARIO: &str = "figures";
+/// How long it may take: every instruction is emulated and counted, on a machine that others use too.
+const SECONDS: u32 = 3600;
+
+/// The paths to the disk, in the order of the columns, as the scenario names them.
+const BLKBACK: [&str; 2] = ["persistent", "persistent-again"];
+const COLUMNS: [(&str, &str); 4] = [
+    ("cache", "ours, page cache"),
+    ("direct", "ours, direct=1"),
+    ("persistent", "blkback"),
+    ("transient", "blkback, no persistent grants"),
+];
+/// Ours that blkback, which never uses the page cache of its domain, is compared with.
+const OURS: &str = "direct";
+
+/// A load, and what of blkback's cost ours may be, in hundredths, for a guest of each kind.
+struct Load {
+    name: &'static str,
+    about: &'static str,
+    pv: u64,
+    pvh: u64,
+}
+
+const LOADS: [Load; 3] = [
+    Load {
+        name: "4k-qd1",
+        about: "4 KiB random reads, one in flight",
+        pv: 85,
+        pvh: 92,
+    },
+    Load {
+        name: "4k-qd32",
+        about: "4 KiB random reads, 32 in flight",
+        pv: 60,
+        pvh: 60,
+    },
+    Load {
+        name: "1m-qd1",
+        about: "1 MiB sequential reads, one in flight",
+        pv: 50,
+        pvh: 50,
+    },
+];
+
+/// Xen's modes of the guest's time-stamp counter, as the scenario has guests of them.
+const TSC_MODES: [&str; 2] = ["native", "default"];
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// The kind of the guests; both, in a boot each, if absent
+    #[arg(long)]
+    guest: Option<Guest>,
+    /// Write all figures there, for programs
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Read the results of an earlier run instead of booting
+    #[arg(long)]
+    again: bool,
+}
+
+/// All figures of one guest, or of dom0: instructions a request, by `PATH-LOAD`.
+type Figures = BTreeMap<String, u64>;
+
+#[derive(Debug, Serialize)]
+struct Measured {
+    guest: &'static str,
+    /// By guest: `native` and `default` by their TSC mode; `dom0` alone on the disk.
+    figures: BTreeMap<String, Figures>,
+}
+
+pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    let laboratory = Laboratory::new(workspace)?;
+    let setting = Setting {
+        rounds: super::ROUNDS,
+        deterministic: true,
+        seconds: Some(SECONDS),
+    };
+    let machine = Machine {
+        guest: options.guest,
+        ..Machine::default()
+    };
+    let mut all = Vec::new();
+    for boot in plan::named(&[SCENARIO.into(), counts::SCENARIO.into()], machine) {
+        if !options.again {
+            let rows = laboratory.run(&boot, setting, true)?;
+            if rows.iter().any(|row| !row.verdict.is_well()) {
+                report::print(&rows);
+                return Ok(report::exit_code(&rows));
+            }
+        }
+        let results = laboratory.results(&boot);
+        let measured = Measured {
+            guest: boot.guest.name(),
+            figures: read(&results.join(SCENARIO))?,
+        };
+        print!("{}", table(boot.guest, &measured)?);
+        print!("{}", counts::table(&results.join(counts::SCENARIO))?);
+        all.push(measured);
+    }
+    if let Some(file) = &options.json {
+        fs::write(file, serde_json::to_vec_pretty(&all)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The consoles of the guests, and what dom0 wrote itself.
+fn read(results: &Path) -> Result<BTreeMap<String, Figures>> {
+    let mut all = BTreeMap::new();
+    for name in TSC_MODES {
+        let console = results.join(format!("guest-{SCENARIO}-{name}.log"));
+        all.insert(name.to_owned(), figures(&console)?);
+    }
+    all.insert("dom0".into(), figures(&results.join("dom0.figures"))?);
+    Ok(all)
+}
+
+fn figures(path: &Path) -> Result<Figures> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let figures = parse(&text);
+    ensure!(!figures.is_empty(), "no figures in {}", path.display());
+    Ok(figures)
+}
+
+fn parse(text: &str) -> Figures {
+    text.lines()
+        .filter_map(|line| line.split_once("@@LAB report "))
+        .filter_map(|(_, figure)| figure.split_once('='))
+        .filter_map(|(key, value)| Some((key.to_owned(), value.trim().parse().ok()?)))
+        .collect()
+}
+
+/// In Markdown, thousands of instructions a read.
+fn table(guest: Guest, measured: &Measured) -> Result<String> {
+    let mut text = String::new();
+    for load in &LOADS {
+        writeln!(text, "\n{}, {} guest\n", load.about, guest.name())?;
+        write!(text, "| TSC | dom0 alone |")?;
+        for (_, title) in COLUMNS {
+            write!(text, " {title} |")?;
+        }
+        writeln!(text, " ratio | target |")?;
+        writeln!(text, "| --- |{}", " ---: |".repeat(COLUMNS.len() + 3))?;
+        let figure = |who: &str, path: &str| -> Result<u64> {
+            let key = format!("{path}-{}", load.name);
+            let found = measured.figures.get(who).and_then(|all| all.get(&key));
+            found
+                .copied()
+                .with_context(|| format!("{who} has no figure {key}"))
+        };
+        for tsc in TSC_MODES {
+            write!(text, "| {tsc} | {} |", thousands(figure("dom0", "dom0")?))?;
+            let mut blkback = u64::MAX;
+            for path in BLKBACK {
+                blkback = blkback.min(figure(tsc, path)?);
+            }
+            for (path, _) in COLUMNS {
+                let cost = match BLKBACK.contains(&path) {
+                    true => blkback,
+                    false => figure(tsc, path)?,
+                };
+                write!(text, " {} |", thousands(cost))?;
+            }
+            let target = match guest {
+                Guest::Pv => load.pv,
+                Guest::Pvh => load.pvh,
+            };
+            let ratio = (figure(tsc, OURS)? * 100).div_ceil(blkback.max(1));
+            let verdict = if ratio <= target { "met" } else { "missed" };
+            writeln!(
+                text,
+                " {} | {}: {verdict} |",
+                hundredths(ratio),
+                hundredths(target)
+            )?;
+        }
+    }
+    Ok(text)
+}
+
+fn thousands(instructions: u64) -> String {
+    format!("{}.{}", instructions / 1000, instructions % 1000 / 100)
+}
+
+fn hundredths(ratio: u64) -> String {
+    format!("{}.{:02}", ratio / 100, ratio % 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_console_holds_figures_among_other_lines() {
+        let text = "[2026-01-01] @@LAB guest-ready up=1\n[2026-01-01] @@LAB report direct-4k-qd1=61234\r\n@@LAB report read=done\n";
+        let figures = parse(text);
+        assert_eq!(figures, Figures::from([("direct-4k-qd1".into(), 61_234)]));
+    }
+
+    #[test]
+    fn the_lower_of_two_states_of_blkback_counts_and_a_ratio_is_never_rounded_to_a_hit() {
+        let guest = |ours| -> Figures {
+            let mut all = Figures::new();
+            for load in &LOADS {
+                for (path, cost) in [
+                    ("cache", 1_000),
+                    (OURS, ours),
+                    ("persistent", 140_000),
+                    ("persistent-again", 100_000),
+                    ("transient", 200_000),
+                    ("dom0", 5_678),
+                ] {
+                    all.insert(format!("{path}-{}", load.name), cost);
+                }
+            }
+            all
+        };
+        let measured = Measured {
+            guest: "pv",
+            figures: BTreeMap::from([
+                ("native".into(), guest(85_000)),
+                ("default".into(), guest(85_001)),
+                ("dom0".into(), guest(0)),
+            ]),
+        };
+        let text = table(Guest::Pv, &measured).expect("a table");
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines[5..7],
+            [
+                "| native | 5.6 | 1.0 | 85.0 | 100.0 | 200.0 | 0.85 | 0.85: met |",
+                "| default | 5.6 | 1.0 | 85.0 | 100.0 | 200.0 | 0.86 | 0.85: missed |",
+            ]
+        );
+    }
+}
