@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// The scenario.
 pub(super) const SCENARIO: &str = "figures-counts";
@@ -71,7 +71,22 @@ fn table_of(read: impl Fn(&str) -> Result<String>) -> Result<String> {
             }
         }
     }
+    text.push_str(&store_requests(&read("xenstore-requests")?)?);
     Ok(text)
+}
+
+/// One line: requests of the guest, of its kernel meanwhile, and of the backend.
+fn store_requests(line: &str) -> Result<String> {
+    let counts: Vec<&str> = line.split_whitespace().collect();
+    let [guest, kernel, backend] = counts[..] else {
+        bail!(
+            "xenstore-requests holds '{}', which is no three numbers",
+            line.trim()
+        );
+    };
+    Ok(format!(
+        "\nXenStore requests until both are connected, with a ring of four pages: guest {guest} and its kernel {kernel}, backend {backend}\n"
+    ))
 }
 
 /// Lines of `hypercalls`: domain, what, calls, references.
@@ -97,6 +112,7 @@ mod tests {
         // One call for each of the reads in flight together, and what is the same in both traces.
         let table = table_of(|name| {
             let sends = match name {
+                "xenstore-requests" => return Ok("40 13 34\n".into()),
                 "bus-1-1500.hypercalls" | "bus-32-1500.hypercalls" => 1070,
                 "raw-1-1500.hypercalls" | "raw-32-1500.hypercalls" => 103,
                 _ => 70,
@@ -108,6 +124,10 @@ mod tests {
         .expect("a table");
         assert!(
             table.contains("| ours | 1 | dom0 | 1.000 | 0.000 |"),
+            "{table}"
+        );
+        assert!(
+            table.contains("guest 40 and its kernel 13, backend 34"),
             "{table}"
         );
         assert!(

@@ -26,13 +26,14 @@ const SECONDS: u32 = 3600;
 /// The paths to the disk, in the order of the columns, as the scenario names them.
 const BLKBACK: [&str; 2] = ["persistent", "persistent-again"];
 const COLUMNS: [(&str, &str); 4] = [
-    ("cache", "ours, page cache"),
-    ("direct", "ours, direct=1"),
+    (CACHE, "ours, page cache"),
+    (DIRECT, "ours, direct=1"),
     ("persistent", "blkback"),
     ("transient", "blkback, no persistent grants"),
 ];
-/// Ours that blkback, which never uses the page cache of its domain, is compared with.
-const OURS: &str = "direct";
+/// Ours. The target is for the second, as blkback never uses the page cache of its domain either.
+const CACHE: &str = "cache";
+const DIRECT: &str = "direct";
 
 /// A load, and what of blkback's cost ours may be, in hundredths, for a guest of each kind.
 struct Load {
@@ -161,8 +162,8 @@ fn table(guest: Guest, measured: &Measured) -> Result<String> {
         for (_, title) in COLUMNS {
             write!(text, " {title} |")?;
         }
-        writeln!(text, " ratio | target |")?;
-        writeln!(text, "| --- |{}", " ---: |".repeat(COLUMNS.len() + 3))?;
+        writeln!(text, " page cache / blkback | direct / blkback | target |")?;
+        writeln!(text, "| --- |{}", " ---: |".repeat(COLUMNS.len() + 4))?;
         let figure = |who: &str, path: &str| -> Result<u64> {
             let key = format!("{path}-{}", load.name);
             let found = measured.figures.get(who).and_then(|all| all.get(&key));
@@ -187,21 +188,20 @@ fn table(guest: Guest, measured: &Measured) -> Result<String> {
                 Guest::Pv => load.pv,
                 Guest::Pvh => load.pvh,
             };
-            let ratio = (figure(tsc, OURS)? * 100).div_ceil(blkback.max(1));
-            let verdict = if ratio <= target { "met" } else { "missed" };
-            writeln!(
-                text,
-                " {} | {}: {verdict} |",
-                hundredths(ratio),
-                hundredths(target)
-            )?;
+            let ratio =
+                |path| -> Result<u64> { Ok((figure(tsc, path)? * 100).div_ceil(blkback.max(1))) };
+            let (cache, direct) = (ratio(CACHE)?, ratio(DIRECT)?);
+            let verdict = if direct <= target { "met" } else { "missed" };
+            write!(text, " {} | {} |", hundredths(cache), hundredths(direct))?;
+            writeln!(text, " {}: {verdict} |", hundredths(target))?;
         }
     }
     Ok(text)
 }
 
 fn thousands(instructions: u64) -> String {
-    format!("{}.{}", instructions / 1000, instructions % 1000 / 100)
+    let tenths = (instructions + 50) / 100;
+    format!("{}.{}", tenths / 10, tenths % 10)
 }
 
 fn hundredths(ratio: u64) -> String {
@@ -225,8 +225,8 @@ mod tests {
             let mut all = Figures::new();
             for load in &LOADS {
                 for (path, cost) in [
-                    ("cache", 1_000),
-                    (OURS, ours),
+                    (CACHE, 1_000),
+                    (DIRECT, ours),
                     ("persistent", 140_000),
                     ("persistent-again", 100_000),
                     ("transient", 200_000),
@@ -250,8 +250,8 @@ mod tests {
         assert_eq!(
             lines[5..7],
             [
-                "| native | 5.6 | 1.0 | 85.0 | 100.0 | 200.0 | 0.85 | 0.85: met |",
-                "| default | 5.6 | 1.0 | 85.0 | 100.0 | 200.0 | 0.86 | 0.85: missed |",
+                "| native | 5.7 | 1.0 | 85.0 | 100.0 | 200.0 | 0.01 | 0.85 | 0.85: met |",
+                "| default | 5.7 | 1.0 | 85.0 | 100.0 | 200.0 | 0.01 | 0.86 | 0.85: missed |",
             ]
         );
     }

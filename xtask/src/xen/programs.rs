@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::workspace::{PLATFORM, Workspace, cargo};
 
 /// What is built: the arguments of cargo, the target, and its name in the laboratory.
-const PROGRAMS: [(&[&str], &str, &str); 5] = [
+const PROGRAMS: [(&[&str], &str, &str); 6] = [
     (&["build", "--package", "vmsg"], "vmsg", "vmsg"),
     (
         &["build", "--package", "tests", "--bin", "revoke-guest"],
@@ -26,6 +26,11 @@ const PROGRAMS: [(&[&str], &str, &str); 5] = [
         &["build", "--package", "tests", "--bin", "hypercalls"],
         "hypercalls",
         "hypercalls",
+    ),
+    (
+        &["build", "--package", "tests", "--bin", "clock-cost"],
+        "clock-cost",
+        "clock-cost",
     ),
     // Its tests that need a block device.
     (

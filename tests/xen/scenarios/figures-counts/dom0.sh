@@ -9,15 +9,26 @@ dd if=/dev/urandom of=$disk bs=1M count=64 2>/dev/null
 start_backend
 make_guest counted
 domain=$(domid counted)
+xenstore-control logfile /run/xenstored.log >/dev/null
 attach counted "type=blk,mode=ro,direct=1,path=$disk"
 give_vbd "$domain" 51712 $disk Y
 start_guest counted
 wait_for_phase counted ready
 
-xenstore-control logfile /run/xenstored.log
 tell counted go connect
 wait_for_phase counted connect
-xenstore-control logfile /dev/null
+xenstore-control logfile /dev/null >/dev/null
+
+# Requests until both are connected, by who made them: the guest's own connection is its kernel's, too, which looks at
+# whatever is written below `device`.
+awk -v front="(device/virtio-msg" -v back="(/local/domain/0/backend/virtio-msg/$domain/0/state" '
+    $1 != "IN" { next }
+    { requests[$2]++ }
+    $5 == "DIRECTORY" && index($6, front "/") == 1 { looks[$2]++ }
+    $5 == "DIRECTORY" && $6 == front { requests[$2] = 1; looks[$2] = 0 }
+    $5 == "WRITE" && $6 == front "/0/state" && $7 ~ /^4/ { guest = requests[$2] - looks[$2]; kernel = looks[$2] }
+    $5 == "WRITE" && $6 == back && $7 ~ /^4/ { backend = requests[$2] }
+    END { print guest, kernel, backend }' /run/xenstored.log >"$RESULTS/xenstore-requests"
 gzip -c /run/xenstored.log >"$RESULTS/xenstored.log.gz"
 
 # trace NAME: what the guest does until it says that it has, in $RESULTS/NAME.hypercalls.

@@ -10,6 +10,7 @@ dd if=/dev/urandom of=$disk bs=1M count=64 2>/dev/null
 # The same words as a guest's, for dom0 itself.
 report() { echo "@@LAB report $1=$2" >>"$RESULTS/dom0.figures"; }
 each_load measure_raw dom0 $disk
+report clock "$(clock-cost)"
 
 start_backend
 for tsc in native default; do

@@ -5,6 +5,7 @@
 each_load measure_bus warm 0 >/dev/null
 each_load measure_bus cache 0
 each_load measure_bus direct 1
+report clock "$(clock-cost)"
 
 modprobe xen-blkfront
 wait_until 30 test -b /dev/xvda || fail "blkfront made no xvda"
