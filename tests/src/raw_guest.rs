@@ -1,6 +1,7 @@
 //! A guest that speaks the bus by hand, so that it can do at each step what no driver would.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use frontend_shim::{Block, Pool};
 use guest_memory::{Access, AddressSpace as _};
@@ -19,8 +20,10 @@ use xen_hal::{EventChannels, GrantedPages, Platform};
 use xen_types::{AreaId, BusAddr, DomId, EvtchnPort, Form};
 use xenstore::{Client, Tree as _};
 
-use crate::{Bus, Rig};
+use crate::{Bus, LIMIT, Rig};
 
+/// How long a turn waits for what the guest sent.
+const TURN: Duration = Duration::from_millis(1);
 /// The largest message of the raw guest's ring.
 const MESSAGE_SIZE: u16 = 264;
 
@@ -255,6 +258,24 @@ impl RawGuest {
             }
             found
         })
+    }
+
+    /// As [`RawGuest::request`]; returns in the very turn of the backend that answers.
+    #[track_caller]
+    pub fn request_turn_by_turn(&mut self, rig: &mut Rig, dev_num: u16, request: Request<'_>) {
+        let token = self.token();
+        let dev_num = DevNum(dev_num);
+        self.send(&Frame::Request {
+            dev_num,
+            token,
+            request,
+        });
+        let is_answer = |frame: &Vec<u8>| parse(frame).token() == Some(token);
+        let deadline = Instant::now() + LIMIT;
+        while !self.receive().iter().any(is_answer) {
+            assert!(Instant::now() < deadline, "no answer to {token:?}");
+            rig.service().turn(Some(TURN)).expect("backend");
+        }
     }
 
     /// Sends a request to a device and waits for its answer.
