@@ -74,6 +74,16 @@ pub enum MapError {
         /// What the kernel answered.
         source: io::Error,
     },
+    /// This host's limit: gntdev has not looked at the references yet.
+    #[error(
+        "domain {peer}: gntdev does not take {count} grant references in one call: raise its limit (module parameter `limit` of xen-gntdev, 65,536 by default)"
+    )]
+    Limit {
+        /// Whose pages.
+        peer: DomId,
+        /// References in the call.
+        count: usize,
+    },
     /// The caller's fault: more pages than the mapping was begun for, or none.
     #[error("mapping of domain {peer}: {asked} pages asked for, room for {room}")]
     Room {

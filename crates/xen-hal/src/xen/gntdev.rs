@@ -42,7 +42,13 @@ impl Gntdev {
         let error = |what, source| MapError::from_call(peer, first, refs.len(), what, source);
         let piece = self
             .name(peer, refs)
-            .map_err(|source| error("the MAP_GRANT_REF call of gntdev", source))?;
+            .map_err(|source| match source.raw_os_error() {
+                Some(libc::EINVAL) => MapError::Limit {
+                    peer,
+                    count: refs.len(),
+                },
+                _ => error("the MAP_GRANT_REF call of gntdev", source),
+            })?;
         let placed = range.place(at, refs.len(), self.0.as_fd(), piece.id, access);
         placed.map_err(|source| {
             if let Err(error) = self.unmap(piece) {
