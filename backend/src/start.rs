@@ -86,6 +86,10 @@ pub fn run_dir(spec: &PlatformSpec) -> PathBuf {
 /// # Errors
 /// What is missing, or what ended the service.
 pub fn run(spec: &PlatformSpec) -> Result<(), StartError> {
+    // A device takes up to five descriptors.
+    if let Err(error) = xen_hal::raise_file_limit() {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
     let (stop, write) = UnixStream::pair()?;
     pipe::register(SIGINT, write.try_clone()?)?;
     pipe::register(SIGTERM, write)?;

@@ -19,7 +19,7 @@ use std::time::Instant;
 use mio::{Events, Poll, Token, Waker};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
-use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions};
+use rustix::process::{WaitId, WaitIdOptions};
 use xen_hal::hosted::channel;
 use xen_hal::hosted::wire::{DomainReport, Reply, Request};
 use xen_types::DomId;
@@ -111,7 +111,10 @@ impl Broker {
     /// Takes the directory and listens there for dom0. Domains can connect from now on; they are
     /// answered when the broker runs.
     pub fn open(dir: &Path) -> Result<Self, BrokerError> {
-        raise_file_limit();
+        // One descriptor an allocation, two a set of event channels, one a connection.
+        if let Err(error) = xen_hal::raise_file_limit() {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+        }
         let dir = BrokerDir::open(dir)?;
         let poll = Poll::new().map_err(host("epoll"))?;
         let registry = poll.registry().try_clone().map_err(host("epoll"))?;
@@ -426,16 +429,4 @@ fn refused_by_kernel(domid: DomId, error: io::Error) {
 
 fn host(what: &'static str) -> impl Fn(io::Error) -> BrokerError {
     move |source| BrokerError::Host { what, source }
-}
-
-/// One descriptor an allocation, two a set of event channels, one a connection: the usual 1,024 are few.
-fn raise_file_limit() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
-    }
 }

@@ -24,6 +24,7 @@
 mod copy;
 mod error;
 mod event_channels;
+mod files;
 mod granted;
 pub mod hosted;
 mod mapping;
@@ -36,6 +37,7 @@ mod xen;
 pub use copy::{CopyDirection, CopyRefusal, GrantCopy, MAX_COPIES_PER_CALL};
 pub use error::{EvtchnError, GrantError, MapError, OpenError, RevokeError};
 pub use event_channels::EventChannels;
+pub use files::raise_file_limit;
 pub use granted::GrantedPages;
 pub use mapping::MappingBuilder;
 pub use platform::{DomainKind, Platform, StorePath};
