@@ -48,6 +48,7 @@ pub enum StartError {
 /// What is missing, and what to do about it.
 pub fn open_host(spec: &PlatformSpec) -> Result<Host, StartError> {
     let platform = Platform::open(spec)?;
+    platform.open_for_mapping()?;
     let mut store = match platform.store_path() {
         StorePath::Socket(path) => Client::connect_socket(&path)?,
         StorePath::Device(path) => Client::connect_device(&path)?,

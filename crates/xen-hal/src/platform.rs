@@ -62,6 +62,14 @@ impl Platform {
         }
     }
 
+    /// Opens what [`Platform::begin_mapping`] needs, so that who depends on it fails early.
+    pub fn open_for_mapping(&self) -> Result<(), OpenError> {
+        match self {
+            Self::Xen(xen) => xen.gntdev().map(drop),
+            Self::Hosted(_) => Ok(()),
+        }
+    }
+
     /// Begins a mapping of `pages` pages of `peer` into one contiguous range.
     pub fn begin_mapping(
         &self,
