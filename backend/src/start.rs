@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
@@ -18,6 +19,10 @@ use crate::service::{Service, ServiceError};
 
 /// Lock files and socket of a backend on a real Xen.
 const RUN_DIR: &str = "/run/vmsg";
+
+/// How long XenStore may be silent before this backend gives up, which resets its guests. Long enough
+/// for a daemon that an administrator updates or stops for a look at it.
+const STORE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why a backend cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +58,7 @@ pub fn open_host(spec: &PlatformSpec) -> Result<Host, StartError> {
         StorePath::Socket(path) => Client::connect_socket(&path)?,
         StorePath::Device(path) => Client::connect_device(&path)?,
     };
+    store.set_timeout(STORE_LIMIT);
     let own = store
         .read_opt("domid")?
         .and_then(|text| parse_decimal(&text))
