@@ -120,6 +120,10 @@ impl Service {
                     .register(&mut SourceFd(&fd), GAUGES, interest)?;
                 Some(socket)
             }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                tracing::warn!(domain = %host.own, "another backend runs in this domain; waiting for it to let go of its guests, and only it tells the gauges");
+                None
+            }
             // Guests are served all the same.
             Err(error) => {
                 tracing::warn!(%error, "nobody can ask for the gauges");
