@@ -2,9 +2,12 @@
 //! (binding sections 2 and 8).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::io;
 
-use virtio_devices::blk::{Blk, BlkConfig};
-use virtio_devices::rng::Rng;
+use rustix::io::Errno;
+use virtio_devices::blk::{Blk, BlkConfig, BlkError};
+use virtio_devices::rng::{Rng, RngError};
 use virtio_devices::{DeviceModel, Engine};
 use xen_bus::config::{DeviceConfig, Mode};
 use xenstore::{Client, StoreError, Tree as _};
@@ -50,6 +53,18 @@ pub(crate) struct Devices {
     live: BTreeMap<u16, Device>,
     /// Numbers that had a device: none is given twice (section 8).
     spent: BTreeSet<u16>,
+    /// Why a device could not be opened in the last look that can be in a later one.
+    shortage: Option<String>,
+}
+
+/// Why a device cannot be opened.
+#[derive(Debug)]
+enum Refusal {
+    /// Its line or its image, for good: its number is spent. For the node `error`, which only the
+    /// toolstack can read.
+    Device(String),
+    /// This host has no descriptor or no memory for it now.
+    Shortage(String),
 }
 
 impl Devices {
@@ -69,6 +84,11 @@ impl Devices {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.live.is_empty()
+    }
+
+    /// Why the last look has to be done again later, if it has.
+    pub(crate) fn take_shortage(&mut self) -> Option<String> {
+        self.shortage.take()
     }
 
     /// Compares the directory with what stands, opens what is new, and says what changed.
@@ -202,7 +222,13 @@ impl Devices {
                 set_status(store, paths, number, "ready", None)?;
                 Ok(true)
             }
-            Err(why) => {
+            Err(Refusal::Shortage(why)) => {
+                self.spent.remove(&number);
+                set_status(store, paths, number, "building", Some(&why))?;
+                self.shortage = Some(format!("device {number}: {why}"));
+                Ok(false)
+            }
+            Err(Refusal::Device(why)) => {
                 tracing::error!(path = paths.backend, dev_num = number, why, "device failed");
                 set_status(store, paths, number, "failed", Some(&why))?;
                 Ok(false)
@@ -220,14 +246,15 @@ impl Device {
     }
 }
 
-/// Makes the model that a configuration line asks for; the error is for the node `error`, which
-/// only the toolstack can read.
-fn open_model(line: &[u8], engine: &Engine) -> Result<(Box<dyn DeviceModel>, [u8; 16]), String> {
+/// Makes the model that a configuration line asks for.
+fn open_model(line: &[u8], engine: &Engine) -> Result<(Box<dyn DeviceModel>, [u8; 16]), Refusal> {
     let line = std::str::from_utf8(line).map_err(|_| "config is not text".to_owned())?;
     let config: DeviceConfig = line.parse().map_err(|error| format!("config: {error}"))?;
     match config.device_type.as_str() {
         "blk" => {
-            let path = config.path.ok_or("config: type=blk needs path=")?;
+            let path = config
+                .path
+                .ok_or_else(|| "config: type=blk needs path=".to_owned())?;
             let blk = Blk::open(
                 &BlkConfig {
                     path: path.into(),
@@ -238,7 +265,12 @@ fn open_model(line: &[u8], engine: &Engine) -> Result<(Box<dyn DeviceModel>, [u8
                 },
                 engine,
             )
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| match &error {
+                BlkError::Open { error: cause, .. } | BlkError::Wake(cause) => {
+                    Refusal::by_host(cause, &error)
+                }
+                _ => Refusal::Device(error.to_string()),
+            })?;
             Ok((Box::new(blk), config.uuid.unwrap_or_default().into_bytes()))
         }
         "rng" => {
@@ -247,16 +279,36 @@ fn open_model(line: &[u8], engine: &Engine) -> Result<(Box<dyn DeviceModel>, [u8
                 || config.queues != 1
                 || config.direct
             {
-                return Err(
-                    "config: type=rng has no path, no serial, one queue and no direct=1".to_owned(),
-                );
+                let why = "config: type=rng has no path, no serial, one queue and no direct=1";
+                return Err(Refusal::from(why.to_owned()));
             }
-            let rng = Rng::open().map_err(|error| error.to_string())?;
+            let rng = Rng::open().map_err(|error| match &error {
+                RngError::Timer(cause) => Refusal::by_host(cause, &error),
+                RngError::Entropy(_) => Refusal::Device(error.to_string()),
+            })?;
             Ok((Box::new(rng), config.uuid.unwrap_or_default().into_bytes()))
         }
-        other => Err(format!(
+        other => Err(Refusal::from(format!(
             "config: type={other} is not known; known are: blk, rng"
-        )),
+        ))),
+    }
+}
+
+impl Refusal {
+    /// `error` came of what the kernel answered: it passes if descriptors or memory ran out.
+    fn by_host(cause: &io::Error, error: &dyn Display) -> Self {
+        let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+        if Errno::from_io_error(cause).is_some_and(|errno| passing.contains(&errno)) {
+            Self::Shortage(error.to_string())
+        } else {
+            Self::Device(error.to_string())
+        }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self::Device(why)
     }
 }
 
@@ -296,7 +348,11 @@ mod tests {
 
     fn open(line: &str) -> Result<u32, String> {
         let engine = Engine::new().unwrap();
-        open_model(line.as_bytes(), &engine).map(|(model, _)| model.describe().device_id)
+        match open_model(line.as_bytes(), &engine) {
+            Ok((model, _)) => Ok(model.describe().device_id),
+            Err(Refusal::Device(why)) => Err(why),
+            Err(Refusal::Shortage(why)) => panic!("{why}"),
+        }
     }
 
     #[test]

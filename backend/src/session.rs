@@ -1,6 +1,7 @@
 //! One bus instance from its discovery to its end: executes the connection states, minds the
 //! devices, and owns the link while messages flow (binding sections 3, 8 and 9).
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -21,6 +22,7 @@ use crate::instance::{InstanceId, Paths};
 use crate::link::{Link, LinkFault, LinkTurn};
 use crate::lock::InstanceLock;
 use crate::negotiation::{self, Done, is_fatal};
+use crate::retry::Retry;
 
 /// How often a lock that a dying process still holds is tried again.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
@@ -47,6 +49,9 @@ pub(crate) struct Session {
     lock: Option<InstanceLock>,
     /// It was said that another holds the lock.
     told_lock: bool,
+    lock_retry: Retry,
+    /// When to try again for the lock.
+    lock_delay: Duration,
     devices: Devices,
     link: Option<Link>,
     log: GuestLog,
@@ -61,6 +66,9 @@ pub(crate) struct Session {
     /// Look at the connection states again.
     look: bool,
     look_at_devices: bool,
+    devices_retry: Retry,
+    /// The last look at the devices came to nothing, or not to its end.
+    devices_retry_at: Option<Instant>,
     /// The toolstack has made the directory, perhaps in the place of an older one, and no session
     /// was offered there yet.
     anew: bool,
@@ -91,6 +99,8 @@ impl Session {
             offer: None,
             lock: None,
             told_lock: false,
+            lock_retry: Retry::default(),
+            lock_delay: LOCK_RETRY,
             devices: Devices::default(),
             link: None,
             log: GuestLog::new(id),
@@ -101,6 +111,8 @@ impl Session {
             unchecked: false,
             look: true,
             look_at_devices: true,
+            devices_retry: Retry::default(),
+            devices_retry_at: None,
             anew: false,
             stuck: None,
             retry_at: None,
@@ -137,7 +149,8 @@ impl Session {
         let wait = self.wait.map(|(_, deadline)| deadline);
         let link = self.link.as_ref().filter(|_| self.handshake.serves());
         let link = link.and_then(Link::deadline);
-        [self.retry_at, wait, link].into_iter().flatten().min()
+        let times = [self.retry_at, self.devices_retry_at, wait, link];
+        times.into_iter().flatten().min()
     }
 
     /// The peer sent an event.
@@ -236,6 +249,10 @@ impl Session {
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
             self.look = true;
+        }
+        if self.devices_retry_at.is_some_and(|at| at <= now) {
+            self.devices_retry_at = None;
+            self.look_at_devices = true;
         }
         if let Some((wait, deadline)) = self.wait
             && deadline <= now
@@ -356,7 +373,7 @@ impl Session {
             }
             Look::Later => {
                 let delay = if self.lock.is_none() {
-                    LOCK_RETRY
+                    self.lock_delay
                 } else {
                     RETRY_DELAY
                 };
@@ -429,13 +446,17 @@ impl Session {
                 Outcome::Done
             }
             Ok(None) => {
+                self.lock_delay = LOCK_RETRY;
                 if !std::mem::replace(&mut self.told_lock, true) {
                     tracing::warn!(id = %self.id, "another backend holds it, or one that died still has I/O in flight; waiting");
                 }
                 Outcome::NotDone
             }
             Err(error) => {
-                tracing::error!(id = %self.id, %error, "cannot take the lock");
+                self.lock_delay = self.lock_retry.failed();
+                if self.lock_retry.tells(Instant::now()) {
+                    tracing::error!(id = %self.id, %error, "cannot take the lock; it is tried again");
+                }
                 Outcome::NotDone
             }
         }
@@ -481,7 +502,7 @@ impl Session {
         let engine = match host.engine.holding(lock.as_fd()) {
             Ok(engine) => engine,
             Err(error) => {
-                tracing::warn!(id = %self.id, %error, "cannot look at the devices");
+                self.look_at_devices_later(&error);
                 return Ok(());
             }
         };
@@ -490,11 +511,15 @@ impl Session {
             .reconcile(&mut host.store, &self.paths, &engine);
         let changes = match changes {
             Err(error) if !is_fatal(&error) => {
-                tracing::warn!(id = %self.id, %error, "cannot read the devices");
+                self.look_at_devices_later(&error);
                 return Ok(());
             }
             other => other?,
         };
+        match self.devices.take_shortage() {
+            Some(why) => self.look_at_devices_later(&why),
+            None => self.devices_retry.succeeded(),
+        }
         for change in changes {
             match change {
                 Change::Added(number) => {
@@ -521,6 +546,16 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// This host kept the session from seeing to all of its devices: a timer brings the next look.
+    fn look_at_devices_later(&mut self, why: &dyn Display) {
+        let delay = self.devices_retry.failed();
+        let now = Instant::now();
+        self.devices_retry_at = now.checked_add(delay);
+        if self.devices_retry.tells(now) {
+            tracing::error!(id = %self.id, %why, "cannot see to the devices; it is tried again");
+        }
     }
 }
 

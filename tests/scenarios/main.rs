@@ -12,4 +12,5 @@ mod per_io;
 mod scene;
 mod shared_bus;
 mod store_flood;
+mod shortage;
 mod xenstore_tools;
