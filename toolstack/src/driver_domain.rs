@@ -5,8 +5,10 @@
 //! on each frontend sees the guest go. It owns what stands in the directories of its buses, so
 //! xenstored counts that against its quota.
 
+use std::collections::BTreeSet;
+
 use xen_types::DomId;
-use xenstore::{Access, Client, StoreError, Tree as _};
+use xenstore::{Access, Client, Permissions, StoreError, Tree as _};
 
 use crate::bus::Bus;
 use crate::domain::numbers;
@@ -80,10 +82,8 @@ impl Usage {
 /// Lets a driver domain see domains go, and says so if the next device may go beyond its quota:
 /// dom0 does not run into it, the backend would, later.
 pub(crate) fn prepare(store: &mut Client, driver: DomId) -> Result<(), StoreError> {
-    let rights = store.get_perms(RELEASE)?;
-    if !rights.access(driver).may_read() {
-        store.set_perms(RELEASE, &rights.with(driver, Access::Read))?;
-    }
+    let others = Bus::all(store)?.into_iter().map(|bus| bus.backend_id);
+    store.set_perms(RELEASE, &release_rights(others.chain([driver])))?;
     let now = Usage::now(store, driver)?;
     let next = Usage {
         nodes: now.nodes + NODES_PER_BUS + NODES_PER_DEVICE,
@@ -99,9 +99,25 @@ pub(crate) fn prepare(store: &mut Client, driver: DomId) -> Result<(), StoreErro
     Ok(())
 }
 
+/// Who may see domains go: dom0, and the driver domains, all given anew, because xenstored does not
+/// tell the permissions of this node (GET_PERMS answers EINVAL).
+fn release_rights(drivers: impl Iterator<Item = DomId>) -> Permissions {
+    let drivers: BTreeSet<DomId> = drivers.filter(|domid| *domid != DomId::DOM0).collect();
+    let dom0 = Permissions::private(DomId::DOM0);
+    drivers
+        .into_iter()
+        .fold(dom0, |rights, driver| rights.with(driver, Access::Read))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_driver_domain_may_see_domains_go_once() {
+        let rights = release_rights([7, 0, 3, 7].map(DomId).into_iter());
+        assert_eq!(rights.to_string(), "n0,r3,r7");
+    }
 
     #[test]
     fn nodes_run_out_first() {

@@ -221,7 +221,8 @@ fn on_view(
             let offset = usize::try_from(offset).map_err(|_| ErrorCode::Invalid)?;
             view.directory_part(&node(path)?, offset)
         }
-        MessageType::GET_PERMS => view.get_perms(&any(one_arg(payload)?)?),
+        // Not of a special node either, though they can be set.
+        MessageType::GET_PERMS => view.get_perms(&node(one_arg(payload)?)?),
         MessageType::SET_PERMS => {
             let (path, perms) = first_arg(payload)?;
             let perms = Permissions::parse(perms).map_err(|_| ErrorCode::Invalid)?;
