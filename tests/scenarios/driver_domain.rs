@@ -475,6 +475,9 @@ fn what_makes_no_sense_is_refused_before_anything_is_made() {
         let args = [&["attach"], &args[..]].concat();
         scene.vmsg(DomId::DOM0, &args).failed(1, &[words]);
     }
+    scene
+        .vmsg(DomId::DOM0, &["attach", "0", rng])
+        .failed(1, &["domain 0 cannot serve itself"]);
     assert_eq!(scene.toolstack.list("/vmsg"), [] as [&str; 0]);
     scene
         .attach("a", &["both", "--backend=storage"])

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use xen_bus::config::DeviceConfig;
+use xen_bus::config::{ConfigError, DeviceConfig};
 use xen_hal::PlatformSpec;
 use xen_types::{DomId, parse_decimal};
 use xenstore::{Access, Client, Permissions, StoreError, Transaction, Tree as _};
@@ -49,6 +49,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DOMAIN")]
     backend: Option<String>,
     /// What the device is.
+    #[arg(value_parser = possible)]
     config: DeviceConfig,
 }
 
@@ -93,6 +94,27 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// A line that a backend can serve, as far as the line itself tells. No backend need run for it, so
+/// that a mistake is told to whoever makes it.
+fn possible(line: &str) -> Result<DeviceConfig, String> {
+    let config: DeviceConfig = line
+        .parse()
+        .map_err(|error: ConfigError| error.to_string())?;
+    match config.device_type.as_str() {
+        "blk" if config.path.is_none() => Err("type=blk needs path=".into()),
+        "rng"
+            if config.path.is_some()
+                || config.serial.is_some()
+                || config.queues != 1
+                || config.direct =>
+        {
+            Err("type=rng has no path, no serial, one queue and no direct=1".into())
+        }
+        "blk" | "rng" => Ok(config),
+        other => Err(format!("type={other} is not known; known are: blk, rng")),
+    }
+}
+
 /// The bus that is meant, which need not stand yet.
 fn find_bus(store: &mut Client, options: &Options) -> anyhow::Result<Bus> {
     let guest = domain::find(store, &options.domain)?;
@@ -101,7 +123,8 @@ fn find_bus(store: &mut Client, options: &Options) -> anyhow::Result<Bus> {
         Some(named) => Some(domain::find(store, named).context("--backend")?),
     };
     let standing = Bus::recorded(store, guest, options.bus)?;
-    if wanted == Some(guest) {
+    let serving = standing.as_ref().map(|bus| bus.backend_id);
+    if wanted.or(serving).unwrap_or(DomId::DOM0) == guest {
         bail!("domain {guest} cannot serve itself: give another --backend");
     }
     match (standing, wanted) {
@@ -286,6 +309,23 @@ fn explain_quota(error: anyhow::Error) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_that_no_backend_can_serve_is_wrong_usage() {
+        for (line, why) in [
+            ("type=tape,path=/x", "type=tape is not known"),
+            ("type=blk", "type=blk needs path="),
+            ("type=rng,path=/x", "type=rng has no path"),
+            ("type=rng,queues=2", "one queue"),
+            ("type=blk,mode=x,path=/x", "mode=x is not possible"),
+        ] {
+            let error = possible(line).unwrap_err();
+            assert!(error.contains(why), "{line}: {error}");
+        }
+        for line in ["type=rng", "type=blk,path=/x"] {
+            assert!(possible(line).is_ok(), "{line}");
+        }
+    }
 
     #[test]
     fn a_path_is_handed_on_as_it_is_seen_here() {
