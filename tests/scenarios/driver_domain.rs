@@ -448,6 +448,10 @@ fn each_side_sees_the_buses_that_are_its_business() {
     }
     let stat = scene.vmsg(storage, &["stat", "--json"]);
     assert!(stat.stdout.contains("\"ring_pages\": 4"), "{stat:?}");
+    let report: serde_json::Value = serde_json::from_str(&stat.stdout).unwrap();
+    let machine = report["machine"].as_array().unwrap();
+    assert_eq!(machine.len(), 1, "a guest is told of itself alone");
+    assert_eq!(machine[0]["domain"], storage.0);
     let list = scene.vmsg(storage, &["list", &other.to_string()]);
     assert_eq!(list.succeeded().stdout.lines().count(), 2);
     // A guest that serves nobody has nothing to list.

@@ -81,7 +81,7 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
         buses: buses(spec)?,
         machine: match spec {
             PlatformSpec::Xen => None,
-            PlatformSpec::Hosted { dir, .. } => Some(machine(dir)?),
+            PlatformSpec::Hosted { dir, domid } => Some(machine(dir, *domid)?),
         },
     };
     if options.json {
@@ -144,8 +144,9 @@ fn ask(spec: &PlatformSpec, own: DomId, backend_id: DomId) -> Option<Gauges> {
     }
 }
 
-fn machine(dir: &Path) -> anyhow::Result<Vec<DomainStat>> {
-    let domains = Hypervisor::connect(dir)?.domains()?;
+/// What the broker tells domain `own`: dom0 everything, a guest what it holds itself.
+fn machine(dir: &Path, own: DomId) -> anyhow::Result<Vec<DomainStat>> {
+    let domains = Hypervisor::connect_as(dir, own)?.domains()?;
     Ok(domains
         .into_iter()
         .filter(|report| report.state != DomainState::Gone)

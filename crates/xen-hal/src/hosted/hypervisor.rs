@@ -17,7 +17,12 @@ pub struct Hypervisor(Connection);
 impl Hypervisor {
     /// Connects to the broker of `dir` as dom0.
     pub fn connect(dir: &Path) -> Result<Self, OpenError> {
-        Connection::open(dir, DomId::DOM0).map(Self)
+        Self::connect_as(dir, DomId::DOM0)
+    }
+
+    /// The same as another domain, which may only ask [`Self::domains`], and is told of itself.
+    pub fn connect_as(dir: &Path, domid: DomId) -> Result<Self, OpenError> {
+        Connection::open(dir, domid).map(Self)
     }
 
     /// Makes a domain with the XenStore nodes that libxl makes, and introduces it.
