@@ -29,6 +29,7 @@ const CLOSED_LIMIT: Duration = Duration::from_secs(2);
   vmsg detach guest1 0           device 0 of bus 0, once its driver lets it go
   vmsg detach guest1 0 --force   the same, whatever the driver does with it
   vmsg detach guest1 --all       bus 0 with all its devices")]
+#[command(override_usage = "vmsg detach [OPTIONS] <DOMAIN> <DEV|--all>")]
 pub(crate) struct Options {
     /// The guest, by name or number.
     domain: String,
@@ -110,12 +111,24 @@ fn ask_device(
         Ok(gone.then_some(()))
     })?;
     if gone.is_none() && limit == ASK_LIMIT {
+        let status = read_text(store, &status)?;
         bail!(
-            "{bus} device {number} is still in use after {} s: the guest does not let it go; it stays asked: run this again later, or with --force",
-            limit.as_secs()
+            "{bus} device {number} is still in use after {} s: {}; it stays asked: run this again later, or with --force",
+            limit.as_secs(),
+            who_is_silent(bus.backend_id, status.as_deref())
         );
     }
     Ok(())
+}
+
+/// Whose answer is missing: a backend that runs says at once that it asks the guest's driver.
+fn who_is_silent(backend_id: DomId, status: Option<&str>) -> String {
+    match status {
+        Some("removing") => "the guest does not let it go".into(),
+        _ => format!(
+            "the backend in domain {backend_id} does not answer (is it stopped?), so the guest was not asked"
+        ),
+    }
 }
 
 /// Deletes a device's directory. If it was the last, the bus is told to go in the same
@@ -198,5 +211,20 @@ fn remove_if_there(tx: &mut Transaction<'_>, path: &str) -> Result<(), StoreErro
     match tx.rm(path) {
         Err(error) if error.is_absent() => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_answer_is_named() {
+        let guest = who_is_silent(DomId(3), Some("removing"));
+        assert_eq!(guest, "the guest does not let it go");
+        for status in [Some("ready"), None] {
+            let backend = who_is_silent(DomId(3), status);
+            assert!(backend.starts_with("the backend in domain 3 does not answer"));
+        }
     }
 }
