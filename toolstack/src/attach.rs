@@ -79,11 +79,8 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
     match answer(&mut store, &bus, number)? {
         Answer::Ready => output::print(format_args!("{bus} device {number}: ready"))?,
         Answer::Nobody => output::print(format_args!(
-            "{bus} device {number}: waits for a backend (start `vmsg backend`{})",
-            match bus.backend_id {
-                DomId::DOM0 => String::new(),
-                other => format!(" in domain {other}"),
-            }
+            "{bus} device {number}: waits for a backend (start {})",
+            platform::backend_command(spec, bus.backend_id)
         ))?,
         Answer::Failed(why) => {
             detach::remove_device(&mut store, &bus, number)

@@ -56,16 +56,17 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
     stale::sweep(&mut store)?;
     let guest = domain::find(&mut store, &options.domain)?;
     let bus = Bus::standing(&mut store, guest, options.bus)?;
-    let runs = backend_may_run(spec, &bus);
+    let missing = missing_backend(spec, &bus);
+    let missing = missing.as_deref();
     if let Some(number) = options.device {
-        ask_device(&mut store, &bus, number, options.force, runs)?;
+        ask_device(&mut store, &bus, number, options.force, missing)?;
         let last = remove_device_directory(&mut store, &bus, number)?;
         output::print(format_args!("{bus} device {number}: removed"))?;
         if !last {
             return Ok(());
         }
     }
-    remove_bus(&mut store, &bus, options.force, runs)?;
+    remove_bus(&mut store, &bus, options.force, missing)?;
     output::print(format_args!("{bus}: removed"))?;
     Ok(())
 }
@@ -73,7 +74,7 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
 /// Takes away a device that was never ready, and its bus if nothing else is on it.
 pub(crate) fn remove_device(store: &mut Client, bus: &Bus, number: u32) -> anyhow::Result<()> {
     if remove_device_directory(store, bus, number)? {
-        remove_bus(store, bus, true, true)?;
+        remove_bus(store, bus, true, None)?;
     }
     Ok(())
 }
@@ -84,11 +85,11 @@ fn ask_device(
     bus: &Bus,
     number: u32,
     force: bool,
-    runs: bool,
+    missing: Option<&str>,
 ) -> anyhow::Result<()> {
     let device = bus.device(number);
     let (online, status) = (format!("{device}/online"), format!("{device}/status"));
-    let limit = patience(store, bus, force, runs)?;
+    let limit = patience(store, bus, force, missing)?;
     // In a transaction: a directory that somebody else deletes now must not be made again.
     store.transact(|tx| -> anyhow::Result<()> {
         let Some(now) = read_text(tx, &online)? else {
@@ -145,8 +146,13 @@ fn remove_device_directory(store: &mut Client, bus: &Bus, number: u32) -> anyhow
 }
 
 /// Takes down a bus with all that is on it.
-fn remove_bus(store: &mut Client, bus: &Bus, force: bool, runs: bool) -> anyhow::Result<()> {
-    let limit = patience(store, bus, force, runs)?;
+fn remove_bus(
+    store: &mut Client,
+    bus: &Bus,
+    force: bool,
+    missing: Option<&str>,
+) -> anyhow::Result<()> {
+    let limit = patience(store, bus, force, missing)?;
     store.transact(|tx| end_bus(tx, bus))?;
     let state = format!("{}/state", bus.backend());
     let closed = wait::until(store, &[&state], limit, |store| {
@@ -178,16 +184,21 @@ fn end_bus(tx: &mut Transaction<'_>, bus: &Bus) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// It does not run, its guest was connected when it died, and nobody said that this does not matter.
-fn patience(store: &mut Client, bus: &Bus, force: bool, runs: bool) -> anyhow::Result<Duration> {
+fn patience(
+    store: &mut Client,
+    bus: &Bus,
+    force: bool,
+    missing: Option<&str>,
+) -> anyhow::Result<Duration> {
     let state = read_text(store, &format!("{}/state", bus.backend()))?;
     Ok(match state.as_deref() {
         // No backend has seen the bus: one that runs takes it out of state 1 at once.
         None | Some("1") => Duration::ZERO,
         // In these states a backend that stopped holds nothing of the guest's (section 3).
-        Some("2" | "6") if !runs => Duration::ZERO,
-        _ if !runs && force => Duration::ZERO,
-        _ if !runs => bail!(
-            "{bus}: the guest is connected, and no backend runs in domain {} that could ask it: start `vmsg backend` there, or use --force",
+        Some("2" | "6") if missing.is_some() => Duration::ZERO,
+        _ if missing.is_some() && force => Duration::ZERO,
+        _ if let Some(command) = missing => bail!(
+            "{bus}: the guest is connected, and no backend runs in domain {} that could ask it: start {command}, or use --force",
             bus.backend_id
         ),
         Some("6") => CLOSED_LIMIT,
@@ -196,15 +207,13 @@ fn patience(store: &mut Client, bus: &Bus, force: bool, runs: bool) -> anyhow::R
     })
 }
 
-/// Whether there may be a backend of the bus. What runs in a driver domain of a real Xen cannot be
-/// seen from here.
-fn backend_may_run(spec: &PlatformSpec, bus: &Bus) -> bool {
+/// What would start the backend of the bus, if none runs. What runs in a driver domain of a real Xen
+/// cannot be seen from here.
+fn missing_backend(spec: &PlatformSpec, bus: &Bus) -> Option<String> {
     let visible = bus.backend_id == DomId::DOM0 || matches!(spec, PlatformSpec::Hosted { .. });
-    !visible
-        || !matches!(
-            Gauges::read(&backend::run_dir(spec), bus.backend_id),
-            Ok(None)
-        )
+    let gauges = || Gauges::read(&backend::run_dir(spec), bus.backend_id);
+    (visible && matches!(gauges(), Ok(None)))
+        .then(|| platform::backend_command(spec, bus.backend_id))
 }
 
 fn remove_if_there(tx: &mut Transaction<'_>, path: &str) -> Result<(), StoreError> {

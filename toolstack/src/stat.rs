@@ -134,7 +134,8 @@ fn ask(spec: &PlatformSpec, own: DomId, backend_id: DomId) -> Option<Gauges> {
     match Gauges::read(&backend::run_dir(spec), backend_id) {
         Ok(Some(gauges)) => Some(gauges),
         Ok(None) => {
-            tracing::warn!("no backend of domain {backend_id} runs: `vmsg backend` there");
+            let command = platform::backend_command(spec, backend_id);
+            tracing::warn!("no backend of domain {backend_id} runs: start {command}");
             None
         }
         Err(error) => {

@@ -30,7 +30,10 @@ fn use_disk(machine: &Machine) -> (Frontend, Disk) {
 fn what_a_device_is_made_of_is_not_the_guests_business() {
     let machine = Machine::start(1);
     let attached = machine.dom0(&["attach", "guest1", &line(&machine, "root")]);
-    let waits = "domain 1 bus 0 device 0: waits for a backend (start `vmsg backend`)\n";
+    let waits = format!(
+        "domain 1 bus 0 device 0: waits for a backend (start `vmsg --platform hosted:{},0 backend`)\n",
+        machine.dir().display()
+    );
     assert_eq!(attached.succeeded().stdout, waits);
 
     let mut dom0 = machine.store(DomId::DOM0);
