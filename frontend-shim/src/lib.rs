@@ -12,6 +12,7 @@
     clippy::indexing_slicing
 )]
 
+mod bring_up;
 mod disk;
 mod error;
 mod frontend;

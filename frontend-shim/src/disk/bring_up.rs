@@ -1,17 +1,13 @@
 //! From a device number to a disk that runs (virtio-msg sections 7.1 and 7.3).
 
-use virtio_msg::{DriverAction, DriverSide, Features, QueueSetup};
-use virtqueue::{DriverQueue, QueueLayout, RingFeatures};
+use virtio_msg::Features;
 
-use super::{
-    BLK_DEVICE_ID, Disk, DiskOptions, F_BLK_SIZE, F_FLUSH, F_RO, NO_MEMORY, Slot, release,
-};
+use super::{BLK_DEVICE_ID, Disk, DiskOptions, F_BLK_SIZE, F_FLUSH, F_RO, Slot};
+use crate::bring_up::{NO_MEMORY, Started, open, start};
 use crate::error::FrontendError;
 use crate::frontend::{Frontend, Wants};
-use crate::pool::Block;
+use crate::pool::{Block, Pool};
 
-/// Descriptors of the queue (binding section 4: a user-space frontend's default).
-const QUEUE_SIZE: u16 = 128;
 /// What is used of a block device: one queue, and configuration space up to SECURE_ERASE.
 const WANTS: Wants = Wants {
     features: Features(
@@ -42,20 +38,10 @@ impl Disk {
         dev_num: u16,
         options: DiskOptions,
     ) -> Result<Self, FrontendError> {
-        frontend.share_pool()?;
-        frontend.start_device(dev_num, WANTS)?;
-        let mut memory = Vec::new();
-        match Self::bring_up(frontend, dev_num, options, &mut memory) {
-            Ok(disk) => Ok(Self { memory, ..disk }),
-            Err(error) => {
-                if memory.is_empty() {
-                    frontend.drop_device(dev_num);
-                } else if let Err(error) = release(frontend, dev_num, memory) {
-                    tracing::warn!(dev_num, %error, "memory stays with a device that failed");
-                }
-                Err(error)
-            }
-        }
+        let (disk, memory) = open(frontend, dev_num, WANTS, |frontend, memory| {
+            Self::bring_up(frontend, dev_num, options, memory)
+        })?;
+        Ok(Self { memory, ..disk })
     }
 
     /// What it takes from the pool goes into `memory` at once.
@@ -67,24 +53,15 @@ impl Disk {
     ) -> Result<Self, FrontendError> {
         let handle = frontend.instance().handle;
         let failed = |why: &dyn std::fmt::Display| FrontendError::device(handle, dev_num, why);
-        let limits = frontend.limits();
-        let mut queue = None;
-        let (features, config) = loop {
-            match frontend.wait_device(dev_num, limits.answer)? {
-                DriverAction::NeedQueue { index, max_size } => {
-                    check_kind(frontend, dev_num)?;
-                    let bytes = options.request_bytes;
-                    let provided =
-                        provide_queue(frontend, dev_num, (index, max_size), bytes, memory);
-                    queue = Some(provided?);
-                }
-                DriverAction::Ready { features, config } => break (features, config),
-                DriverAction::Failed(fault) => return Err(failed(&fault)),
-                _ => {}
-            }
-        };
-        check_kind(frontend, dev_num)?;
-        let queue = queue.ok_or_else(|| failed(&"has no queue"))?;
+        // Header, data, status.
+        let chain = |pool: &Pool| pool.segments(options.request_bytes).saturating_add(2);
+        let started = start(frontend, dev_num, BLK_DEVICE_ID, chain, memory)?;
+        let Started {
+            queue,
+            features,
+            config,
+        } = started;
+        let limit = frontend.limits().request;
         let capacity = config
             .first_chunk::<8>()
             .map(|bytes| u64::from_le_bytes(*bytes))
@@ -114,65 +91,7 @@ impl Disk {
             memory: Vec::new(),
             capacity,
             features,
-            limit: limits.request,
+            limit,
         })
     }
-}
-
-fn check_kind(frontend: &mut Frontend, dev_num: u16) -> Result<(), FrontendError> {
-    let found = frontend.with_device(dev_num, |device| device.info().device_id)?;
-    if found == BLK_DEVICE_ID {
-        return Ok(());
-    }
-    Err(FrontendError::OtherKind {
-        handle: frontend.instance().handle,
-        dev_num,
-        wanted: BLK_DEVICE_ID,
-        found,
-    })
-}
-
-fn provide_queue(
-    frontend: &mut Frontend,
-    dev_num: u16,
-    (index, max_size): (u16, u16),
-    request_bytes: usize,
-    memory: &mut Vec<Block>,
-) -> Result<DriverQueue, FrontendError> {
-    let handle = frontend.instance().handle;
-    let failed = |why: &dyn std::fmt::Display| FrontendError::device(handle, dev_num, why);
-    let size = QUEUE_SIZE.min(max_size);
-    let features = frontend.with_device(dev_num, |device| DriverSide::features(device))?;
-    let link = frontend.link()?;
-    let now = link.now();
-    let pool = link.pool_mut().ok_or_else(|| failed(&NO_MEMORY))?;
-    // Header, data, status.
-    let entries = 2_usize.saturating_add(pool.segments(request_bytes));
-    let entries = u16::try_from(entries).map_err(|error| failed(&error))?;
-    let mut take = |len: u32| {
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let block = pool.take(len).map_err(|full| failed(&full))?;
-        memory.push(block);
-        Ok::<_, FrontendError>(pool.address(block, 0))
-    };
-    let rings = take(QueueLayout::contiguous_bytes(size))?;
-    let tables = take(DriverQueue::indirect_table_bytes(size, entries))?;
-    let layout = QueueLayout::contiguous(rings, size);
-    let ring = RingFeatures {
-        indirect: features.contains(Features::INDIRECT_DESC),
-        event_idx: features.contains(Features::EVENT_IDX),
-    };
-    let queue = DriverQueue::new(pool, layout, ring)
-        .and_then(|queue| queue.with_indirect_tables(pool, tables, entries))
-        .map_err(|error| failed(&error))?;
-    let setup = QueueSetup {
-        size,
-        desc: layout.desc,
-        driver: layout.avail,
-        device: layout.used,
-    };
-    frontend
-        .with_device(dev_num, |device| device.provide_queue(now, index, setup))?
-        .map_err(|error| failed(&error))?;
-    Ok(queue)
 }

@@ -4,7 +4,6 @@ use std::mem;
 use std::time::Instant;
 
 use guest_memory::{Access, AddressSpace as _};
-use virtio_msg::DriverAction;
 
 use super::request::{HEADER, STATUS_AT};
 use super::{Disk, Finished, Operation, Status};
@@ -100,7 +99,7 @@ impl Disk {
                 break;
             }
         }
-        self.watch_device(frontend)?;
+        frontend.watch_device(self.dev_num)?;
         match self.deadline() {
             Some(deadline) if deadline <= Instant::now() => Err(self.timeout(frontend)),
             _ => Ok(None),
@@ -171,19 +170,5 @@ impl Disk {
             format_args!("a request of device {}", self.dev_num),
             self.limit,
         )
-    }
-
-    /// Looks for what ends the device while requests are outstanding.
-    fn watch_device(&self, frontend: &mut Frontend) -> Result<(), FrontendError> {
-        while let Some(action) = frontend.poll_device(self.dev_num)? {
-            match action {
-                DriverAction::NeedsReset => {
-                    return Err(self.failed("needs a reset: it found the queue broken"));
-                }
-                DriverAction::Failed(fault) => return Err(self.failed(fault)),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }

@@ -11,6 +11,7 @@ use guest_memory::{Access, AddressSpace as _};
 use virtio_msg::Features;
 use virtqueue::{DriverQueue, Segment};
 
+use crate::bring_up::release;
 use crate::error::FrontendError;
 use crate::frontend::Frontend;
 use crate::pool::{Block, Pool, PoolFull};
@@ -25,9 +26,6 @@ pub const BLK_DEVICE_ID: u32 = 2;
 const F_RO: Features = Features::bit(5);
 const F_BLK_SIZE: Features = Features::bit(6);
 const F_FLUSH: Features = Features::bit(9);
-
-/// Why a device cannot be used on a connection without a pool.
-const NO_MEMORY: &str = "no memory is shared with the backend";
 
 /// How much of the shared area a disk takes for its requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,26 +206,10 @@ impl Disk {
 
     /// The memory that the disk lives in, unless that went with its connection.
     fn pool<'a>(&self, frontend: &'a mut Frontend) -> Result<&'a mut Pool, FrontendError> {
-        let link = frontend.link()?;
-        if link.number() != self.connection {
-            return Err(self.failed("went with a connection that has ended: open it anew"));
-        }
-        let gone = || self.failed(NO_MEMORY);
-        link.pool_mut().ok_or_else(gone)
+        frontend.pool_of(self.dev_num, self.connection)
     }
 
     fn failed(&self, why: impl ToString) -> FrontendError {
         FrontendError::device(self.handle, self.dev_num, why)
     }
-}
-
-/// Resets the device; only then is its memory free.
-fn release(frontend: &mut Frontend, dev_num: u16, memory: Vec<Block>) -> Result<(), FrontendError> {
-    frontend.reset_device(dev_num)?;
-    if let Some(pool) = frontend.link()?.pool_mut() {
-        for block in memory {
-            pool.give_back(block);
-        }
-    }
-    Ok(())
 }

@@ -10,7 +10,9 @@ use virtio_msg::wire::DevNum;
 use virtio_msg::{DriverAction, DriverConfig, DriverSide, Features};
 
 use super::Frontend;
+use crate::bring_up::NO_MEMORY;
 use crate::error::FrontendError;
+use crate::pool::Pool;
 
 /// What a driver wants of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +103,37 @@ impl Frontend {
             return Err(FrontendError::Leaving { handle, dev_num });
         }
         Ok(action)
+    }
+
+    /// Looks for what ends a device while requests are outstanding.
+    pub(crate) fn watch_device(&mut self, dev_num: u16) -> Result<(), FrontendError> {
+        while let Some(action) = self.poll_device(dev_num)? {
+            match action {
+                DriverAction::NeedsReset => {
+                    let why = "needs a reset: it found the queue broken";
+                    return Err(self.device_error(dev_num, why));
+                }
+                DriverAction::Failed(fault) => return Err(self.device_error(dev_num, fault)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The memory that a device lives in since `connection`, unless that went with its connection.
+    pub(crate) fn pool_of(
+        &mut self,
+        dev_num: u16,
+        connection: u64,
+    ) -> Result<&mut Pool, FrontendError> {
+        let handle = self.instance.handle;
+        let failed = |why| FrontendError::device(handle, dev_num, why);
+        let link = self.link()?;
+        if link.number() != connection {
+            let why = "went with a connection that has ended: open it anew";
+            return Err(failed(why));
+        }
+        link.pool_mut().ok_or_else(|| failed(NO_MEMORY))
     }
 
     /// Waits for what a device has for its driver.
