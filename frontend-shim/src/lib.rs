@@ -1,7 +1,8 @@
 //! The driver side of the virtio-msg bus over Xen in user space: finds its bus in XenStore, shares
 //! memory with the backend, and drives devices.
 //!
-//! [`Frontend`] is one bus instance, [`Disk`] a block device on it. Nothing that the backend
+//! [`Frontend`] is one bus instance, [`Disk`] a block device on it, [`Rng`] an
+//! entropy device. Nothing that the backend
 //! writes is believed unchecked; a guest that runs this does not trust its backend.
 
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ mod instance;
 mod link;
 mod news;
 mod pool;
+mod rng;
 mod runs;
 
 pub use disk::{
@@ -30,4 +32,5 @@ pub use frontend::{Frontend, Limits, Wants, Watched, open_platform};
 pub use instance::Instance;
 pub use link::{Link, LinkOptions};
 pub use pool::{Block, Pool, PoolFull};
+pub use rng::{RNG_DEVICE_ID, RNG_REQUEST, Rng};
 pub use runs::Runs;
