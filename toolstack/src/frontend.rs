@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use frontend_shim::{Disk, Frontend, FrontendError, Instance, open_platform};
+use frontend_shim::{Disk, Frontend, FrontendError, Instance, RNG_DEVICE_ID, open_platform};
 use xen_bus::handshake::XenbusState;
 use xen_hal::PlatformSpec;
 
-use crate::{demo, disk, output};
+use crate::{demo, disk, output, rng};
 
-/// An entropy source (virtio 5.4).
-const RNG_DEVICE_ID: u32 = 4;
 /// How long a backend may take to connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// The same for one whose state says that nobody is there: it may just be starting.
@@ -34,6 +32,8 @@ pub(crate) enum Command {
     },
     #[command(subcommand)]
     Blk(disk::Command),
+    #[command(subcommand)]
+    Rng(rng::Command),
     /// The guest of `vmsg demo`.
     #[command(hide = true)]
     Demo(demo::GuestOptions),
@@ -70,6 +70,7 @@ pub(crate) fn run(spec: &PlatformSpec, command: &Command) -> anyhow::Result<()> 
     match command {
         Command::List { json } => list(spec, *json),
         Command::Blk(command) => disk::run(spec, command),
+        Command::Rng(command) => rng::run(spec, command),
         Command::Demo(options) => demo::guest(spec, options),
     }
 }

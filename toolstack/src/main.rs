@@ -25,6 +25,7 @@ mod output;
 mod platform;
 mod progress;
 mod resize;
+mod rng;
 mod stale;
 mod stat;
 mod transfer;

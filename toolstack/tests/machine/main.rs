@@ -6,5 +6,6 @@ mod disks;
 mod doctor;
 mod list;
 mod rig;
+mod rng;
 mod stat;
 mod terminal;
