@@ -1,4 +1,4 @@
-# An entropy device beside a disk: the guest finds both
+# An entropy device beside a disk: the guest finds both, and reads it
 
 make_disk /srv/disk.img 1
 make_guest guest
