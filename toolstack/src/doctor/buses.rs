@@ -67,6 +67,9 @@ impl Bus {
                 found("no backend runs there"),
                 typed(spec, *backend, "backend"),
             ),
+            (XenbusState::Closed, XenbusState::Closed) => {
+                ok("bus", found("closed: its last driver has left in order"))
+            }
             (XenbusState::Closing | XenbusState::Closed, _) => warn(
                 "bus",
                 found("its backend has closed it"),
@@ -103,8 +106,10 @@ mod tests {
         assert_eq!(dead.verdict, Verdict::Warn);
         let advice = "vmsg --platform hosted:/m,0 backend";
         assert_eq!(dead.advice.as_deref(), Some(advice));
+        let left = judge(XenbusState::Closed, XenbusState::Closed);
+        assert_eq!(left.verdict, Verdict::Ok);
         for peer in [XenbusState::Closed, XenbusState::Unknown] {
-            assert_eq!(judge(peer, XenbusState::Closed).verdict, Verdict::Warn);
+            assert_eq!(judge(peer, XenbusState::Connected).verdict, Verdict::Warn);
         }
         let on_xen = bus(XenbusState::Initialising, XenbusState::Initialising);
         let advice = on_xen.judge(&PlatformSpec::Xen).advice.unwrap();

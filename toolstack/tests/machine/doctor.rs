@@ -68,6 +68,11 @@ fn a_guest_is_told_of_its_own_buses_and_nothing_of_a_backend() {
             .unwrap()
             .starts_with("bus 5 of domain 0")
     );
+    // A bus that was used and left is as well as one that never was.
+    machine.vmsg(GUEST, &["frontend", "list"]).succeeded();
+    let left = checks();
+    let all_ok = left.iter().all(|check| check["verdict"] == "ok");
+    assert!(all_ok, "{left:?}");
 }
 
 #[test]
