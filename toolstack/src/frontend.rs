@@ -11,8 +11,8 @@ use crate::{demo, disk, output, rng};
 
 /// How long a backend may take to connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
-/// The same for one whose state says that nobody is there: it may just be starting.
-const ABSENT_LIMIT: Duration = Duration::from_secs(2);
+/// The same for one that seems not to be there, by its state: it may just be starting, or rest.
+const ABSENT_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take to let go.
 const LEAVE_LIMIT: Duration = Duration::from_secs(35);
 
