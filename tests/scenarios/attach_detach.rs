@@ -159,9 +159,9 @@ fn every_device_of_a_bus_is_listed() {
     assert_eq!(
         listed.collect::<Vec<_>>(),
         [
-            "0 0 0 blk 65536 rw a",
-            "0 0 1 blk 65536 rw b",
-            "0 0 2 blk 65536 rw c"
+            "0 0 0 blk 65536 rw a ready -",
+            "0 0 1 blk 65536 rw b ready -",
+            "0 0 2 blk 65536 rw c ready -"
         ]
     );
 }

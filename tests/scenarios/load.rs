@@ -44,13 +44,14 @@ fn a_load_that_does_not_fit_says_what_would() {
     let scene = Scene::new();
     scene.attach("disk").succeeded();
     for (args, why) in [
-        (["--bs", "1000"], "a multiple of 512"),
-        (["--bs", "1048576"], "up to the 65536 bytes of the disk"),
+        (["--bs", "1000"], "no multiple of 512"),
+        (["--bs", "1048576"], "the disk has 65536 bytes"),
         (["--iodepth", "100000"], "fit into the shared area"),
         (["--iodepth", "0"], "between 1 and"),
         (["--requests", "0"], "nothing would be measured"),
     ] {
         let ended = scene.in_guest(&[&["frontend", "blk", "bench", "0"][..], &args].concat());
-        ended.failed(1, &[why]);
+        assert_eq!(ended.status.code(), Some(2), "{ended:#?}");
+        assert!(ended.stderr.contains(why), "{ended:#?}");
     }
 }

@@ -11,6 +11,7 @@ mod many_guests;
 mod per_io;
 mod scene;
 mod shared_bus;
-mod store_flood;
+
 mod shortage;
+mod store_flood;
 mod xenstore_tools;
