@@ -46,9 +46,9 @@ fn a_load_that_does_not_fit_says_what_would() {
     for (args, why) in [
         (["--bs", "1000"], "no multiple of 512"),
         (["--bs", "1048576"], "the disk has 65536 bytes"),
-        (["--iodepth", "100000"], "fit into the shared area"),
-        (["--iodepth", "0"], "between 1 and"),
-        (["--requests", "0"], "nothing would be measured"),
+        (["--iodepth", "65535"], "has room for 501"),
+        (["--iodepth", "0"], "is not in 1..=65535"),
+        (["--requests", "0"], "is not in 1.."),
     ] {
         let ended = scene.in_guest(&[&["frontend", "blk", "bench", "0"][..], &args].concat());
         assert_eq!(ended.status.code(), Some(2), "{ended:#?}");

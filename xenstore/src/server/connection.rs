@@ -21,11 +21,11 @@ pub const OUTPUT_PAUSE: usize = 64 << 10;
 pub const OUTPUT_MAX: usize = 1 << 20;
 
 /// Requests of a guest wait while this many bytes of events that it caused wait in the output of a
-/// client of another domain: it makes events as fast as they are read. Ten of the longest ones, a
-/// thousand usual ones. One request more may add what one transaction changes.
-pub const EVENTS_PAUSE: usize = 64 << 10;
+/// client of another domain: it makes events as fast as they are read. Two of the longest ones, a
+/// hundred usual ones: answers to that client stand behind them. One request more may add what one transaction changes.
+pub const EVENTS_PAUSE: usize = 8 << 10;
 
-/// They go on below this: some hundred events later, not with each one.
+/// They go on below this: some events later, not with each one.
 const EVENTS_RESUME: usize = EVENTS_PAUSE / 2;
 
 /// With more input waiting than this a client is disconnected: it, or the code that reads for it,

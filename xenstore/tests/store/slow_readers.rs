@@ -128,7 +128,7 @@ fn many_guests_together_do_not_cut_dom0_off() {
     let mut bench = Bench::default();
     let dom0 = bench.peer(0);
     bench.watch_quietly(dom0, "/local/domain");
-    for domid in 1..=40 {
+    for domid in 1..=160 {
         Flooder::new(&mut bench, domid).flood(&mut bench);
     }
     assert_eq!(obey_wakes(&mut bench), []);
