@@ -6,6 +6,9 @@ use clap::ValueEnum;
 
 use super::{Machine, Scenario};
 
+/// How the names of scenarios begin that measure: they have a command of their own, and no verdict.
+const FIGURES: &str = "figures";
+
 /// One boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Boot {
@@ -123,7 +126,11 @@ pub(super) fn ci(known: &[Scenario]) -> Vec<Boot> {
 
 /// Everything. What depends on the kind of machine beyond that of the guest runs on the other machines, too.
 pub(super) fn all(known: &[Scenario], machine: Machine) -> Vec<Boot> {
-    let names: Vec<_> = known.iter().map(|scenario| scenario.name.clone()).collect();
+    let names: Vec<_> = known
+        .iter()
+        .map(|scenario| scenario.name.clone())
+        .filter(|name| !name.starts_with(FIGURES))
+        .collect();
     if machine.guest.is_some() || machine.kernel.is_some() || machine.dom0.is_some() {
         return named(&names, machine);
     }
@@ -184,13 +191,18 @@ mod tests {
     };
 
     fn known() -> Vec<Scenario> {
-        [("kill", true), ("limits", false), ("main", true)]
-            .map(|(name, ci)| Scenario {
-                name: name.into(),
-                about: String::new(),
-                ci,
-            })
-            .into()
+        [
+            ("figures", false),
+            ("kill", true),
+            ("limits", false),
+            ("main", true),
+        ]
+        .map(|(name, ci)| Scenario {
+            name: name.into(),
+            about: String::new(),
+            ci,
+        })
+        .into()
     }
 
     fn shown(plan: &[Boot]) -> Vec<String> {
