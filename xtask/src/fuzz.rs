@@ -97,7 +97,7 @@ fn targets(folder: &Path) -> Result<Vec<String>> {
 
 fn build(folder: &Path, binaries: &Path) -> Result<()> {
     let status = cargo()
-        .args(["build", "--release", "--locked"])
+        .args(["build", "--release"])
         // Naming the platform keeps COVERAGE away from build scripts.
         .args(["--target", PLATFORM])
         .arg("--manifest-path")
