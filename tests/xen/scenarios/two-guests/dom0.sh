@@ -1,5 +1,4 @@
 # A PV and a PVH guest at once, each with its own disk, and a third without: nobody sees or writes what is not his
-# ci
 
 store=/local/domain
 back=$store/0/backend/virtio-msg
