@@ -94,7 +94,7 @@ qemu_command() {
         xen="$xen dom0=pvh iommu=on"
         QEMU+=(-device intel-iommu)
     fi
-    QEMU+=(-kernel "$LAB/root/xen" -append "$xen"
+    QEMU+=(-kernel "$LAB/xen/xen" -append "$xen"
         -initrd "$LAB/kernel-$KERNEL/vmlinux console=hvc0 loglevel=4 panic=1,$WORK/dom0.cpio")
 }
 

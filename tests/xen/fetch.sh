@@ -1,6 +1,6 @@
 # Fetches Xen, its tools and a kernel: Debian packages, by name, unpacked into the cache and never installed.
 # Sourced by run. Sets XEN_VERSION (4.17) and KERNEL (6.1.0-56-amd64), as Debian's package lists have them.
-# Leaves $LAB/root (Xen, tools, libraries, the Xen image itself), $LAB/nbd (a client of that protocol) and
+# Leaves $LAB/xen (Xen, tools, libraries, the Xen image itself), $LAB/nbd (a client of that protocol) and
 # $LAB/kernel-$KERNEL/{vmlinux,modules}.
 
 # Everything that the laboratory uses of the host beyond a minimal Debian.
@@ -24,7 +24,7 @@ fetch_packages() {
     [ -n "$XEN_VERSION" ] && [ -n "$KERNEL" ] || lab_failed \
         "apt knows no xen-system-amd64, or no Linux $series. Do: apt-get update (the release must be Debian 12, amd64, with its security updates)"
 
-    unpack root "xen-hypervisor-$XEN_VERSION-amd64" "xen-utils-$XEN_VERSION" xenstore-utils busybox-static
+    unpack xen "xen-hypervisor-$XEN_VERSION-amd64" "xen-utils-$XEN_VERSION" xenstore-utils busybox-static
     unpack nbd nbd-client
     unpack "kernel-$KERNEL" "linux-image-$KERNEL"
 }

@@ -29,8 +29,8 @@ build_base_images() {
 common_files() {
     local top=$1 applet
     mkdir -p "$top"/{bin,dev,etc,lab,lib/modules,lib64,proc,run,srv,sys,tmp,usr/bin,usr/lib,var/lock}
-    cp "$LAB/root/bin/busybox" "$top/bin/"
-    for applet in $("$LAB/root/bin/busybox" --list); do
+    cp "$LAB/xen/bin/busybox" "$top/bin/"
+    for applet in $("$LAB/xen/bin/busybox" --list); do
         [ -e "$top/bin/$applet" ] || ln -s busybox "$top/bin/$applet"
     done
     cp -R "$LAB/kernel-$KERNEL/modules" "$top/lib/modules/$KERNEL"
@@ -42,13 +42,13 @@ dom0_files() {
     mkdir -p "$top/$tools" "$top"/{etc/xen,guest,lib/x86_64-linux-gnu,var/lib/xen,var/lib/xenstored,var/log/xen/console}
     ln -s /run "$top/var/run"
     for tool in xl xenstored xen-init-dom0 xenconsoled xenconsole xenstore-control libxl-save-helper lsevtchn xentrace; do
-        cp "$LAB/root/$tools/$tool" "$top/$tools/"
+        cp "$LAB/xen/$tools/$tool" "$top/$tools/"
         ln -s "/$tools/$tool" "$top/usr/bin/$tool"
     done
     xenstore_clients "$top"
     echo 'autoballoon="off"' >"$top/etc/xen/xl.conf"
-    libraries_of "$LAB/root" "$top"
-    cp -L "$LAB/root/lib64/ld-linux-x86-64.so.2" "$top/lib64/"
+    libraries_of "$LAB/xen" "$top"
+    cp -L "$LAB/xen/lib64/ld-linux-x86-64.so.2" "$top/lib64/"
     cp "$LAB/kernel-$KERNEL/vmlinux" "$top/guest/"
     nbd_files "$IMAGES/nbd"
     archive "$IMAGES/nbd" >"$top/guest/nbd.cpio"
@@ -77,14 +77,14 @@ domu_files() {
     mkdir -p "$top/lib/x86_64-linux-gnu"
     xenstore_clients "$top"
     for name in libxenstore.so.4 libxentoolcore.so.1 libc.so.6; do
-        find "$LAB/root" -name $name -exec cp -L {} "$top/lib/x86_64-linux-gnu/" \;
+        find "$LAB/xen" -name $name -exec cp -L {} "$top/lib/x86_64-linux-gnu/" \;
     done
-    cp -L "$LAB/root/lib64/ld-linux-x86-64.so.2" "$top/lib64/"
+    cp -L "$LAB/xen/lib64/ld-linux-x86-64.so.2" "$top/lib64/"
 }
 
 xenstore_clients() {
     local top=$1 tool
-    cp "$LAB/root/usr/bin/xenstore" "$top/usr/bin/"
+    cp "$LAB/xen/usr/bin/xenstore" "$top/usr/bin/"
     for tool in chmod exists list ls read rm watch write; do
         ln -s xenstore "$top/usr/bin/xenstore-$tool"
     done

@@ -1,6 +1,7 @@
 //! What only a block device shows. As root, on a disk that may be overwritten (a ram disk or loop
 //! device will do) and has at least 16 MiB:
 //! `VMSG_TEST_DISK=/dev/loop0 cargo test -p virtio-devices --lib -- --ignored --test-threads=1 block_device`
+//! `cargo xtask xen run blk-device` runs them on a ram disk and on a loop device of a dom0 in QEMU.
 
 use std::env;
 use std::path::PathBuf;
