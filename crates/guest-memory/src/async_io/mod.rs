@@ -164,6 +164,8 @@ impl<T> AsyncIo<T> {
 
     /// Begins all that was added, by one system call; what the kernel does not take is given to
     /// `refused`. True: call again, as the kernel was short of something.
+    ///
+    /// Call [`AsyncIo::reap`] right behind it: io_uring wakes nobody for what has ended meanwhile.
     pub fn submit(&mut self, mut refused: impl FnMut(NotTaken<T>)) -> bool {
         let in_flight = &mut self.in_flight;
         match &mut self.kernel {
@@ -180,7 +182,14 @@ impl<T> AsyncIo<T> {
         }
     }
 
-    /// Gives what has ended to `ended`, with the bytes moved. Never waits.
+    /// Whether what ends while [`AsyncIo::submit`] runs wakes as well: Linux AIO cannot be asked
+    /// not to.
+    #[must_use]
+    pub fn submit_wakes(&self) -> bool {
+        matches!(self.kernel, Kernel::Aio(_))
+    }
+
+    /// Gives what has ended to `ended`, with the bytes moved. Makes no system call.
     pub fn reap(&mut self, mut ended: impl FnMut(T, IoBuffers, io::Result<usize>)) {
         let in_flight = &mut self.in_flight;
         let each = |number, result: i64| {

@@ -73,9 +73,10 @@ fn is_readable(fd: &OwnedFd, seconds: i64) -> bool {
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)) == Ok(1)
 }
 
-/// Waits for the eventfd until `count` transfers have ended.
+/// Waits until `count` transfers have ended, for the eventfd if need be.
 fn wait(io: &mut AsyncIo<u32>, wake: &OwnedFd, count: usize) -> Vec<(u32, io::Result<usize>)> {
     let mut ended = Vec::new();
+    io.reap(|tag, _, result| ended.push((tag, result)));
     while ended.len() < count {
         assert!(is_readable(wake, 30), "nothing ends");
         let _ = rustix::io::read(wake, &mut [0; 8]);
@@ -147,6 +148,41 @@ fn many_are_begun_together_and_each_ends_once_with_its_own_result() {
             }
         }
         assert_eq!(area.leases(), 0);
+    }
+}
+
+#[test]
+fn what_ends_while_it_is_submitted_is_found_without_a_wake() {
+    let (file, wake) = (file(), wake());
+    std::fs::write(file.path(), [7; 2 * BLOCK]).unwrap();
+    // Through the page cache, where nothing has to be waited for.
+    let file = open(&file, false).unwrap();
+    for io in [
+        AsyncIo::io_uring(file.as_fd(), &[], wake.as_fd(), ENTRIES),
+        AsyncIo::linux_aio(file.as_fd(), wake.as_fd(), ENTRIES),
+    ] {
+        let mut io = match io {
+            Ok(io) => io,
+            Err(error) => {
+                eprintln!("\n*** NOT TESTED: {error} ***\n");
+                continue;
+            }
+        };
+        let area = Area::anonymous(BLOCK).unwrap();
+        // More often than the ring of what has ended has room.
+        for _ in 0..1000 {
+            for n in 0..ENTRIES {
+                let into = buffers(&area, &[(0, 100), (200, 100)]);
+                io.add(Transfer::Read, u64::from(n), into, n.into())
+                    .unwrap();
+            }
+            assert!(!io.submit(no_refusal));
+            let mut ended = Vec::new();
+            io.reap(|tag, _, result| ended.push((tag, result.unwrap())));
+            assert_eq!(ended, [0, 1, 2, 3, 4, 5, 6, 7].map(|tag| (tag, 200)));
+            assert_eq!(is_readable(&wake, 0), io.submit_wakes(), "{io:?}");
+            let _ = rustix::io::read(&wake, &mut [0; 8]);
+        }
     }
 }
 

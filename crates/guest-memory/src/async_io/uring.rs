@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{Ordering, fence};
 
 use io_uring::types::Fixed;
 use io_uring::{IoUring, opcode};
@@ -66,9 +67,14 @@ impl Uring {
         if self.ring.submission().is_empty() {
             return false;
         }
+        // What ends in the call is looked for right behind it, so nobody has to be woken.
+        self.ring.completion().disable_eventfd();
         // What was not taken stays in the ring: after EAGAIN, EBUSY and EINTR, which are all that
         // the kernel says to this call.
         let _ = self.ring.submit();
+        self.ring.completion().enable_eventfd();
+        // Whatever the kernel did not signal is seen by the look that follows.
+        fence(Ordering::SeqCst);
         !self.ring.submission().is_empty()
     }
 

@@ -110,8 +110,8 @@ impl Blk {
         });
     }
 
-    /// Gives the queues what the engine has finished.
-    fn reap(&mut self, out: &mut Vec<DeviceEvent>) {
+    /// Gives the queues what was taken from the engine.
+    fn answer_ended(&mut self, out: &mut Vec<DeviceEvent>) {
         let Self {
             server,
             queues,
@@ -119,7 +119,7 @@ impl Blk {
             switching,
             ..
         } = self;
-        server.reap(|ended| match ended {
+        server.answer_ended(|ended| match ended {
             Ended::Used { queue, head, len } => {
                 // Present: a queue is not given back before its last request.
                 if let Some(queue) = queues.get_mut(queue) {
@@ -187,12 +187,14 @@ impl DeviceModel for Blk {
         out: &mut Vec<DeviceEvent>,
     ) -> Progress {
         self.queues.resume();
-        self.reap(out);
+        self.server.reap();
+        self.answer_ended(out);
         if let Some(sectors) = self.server.resized(self.geometry) {
             self.change_config(CAPACITY, &sectors.to_le_bytes(), out);
         }
         self.serve(space, budget, out);
         let again = self.server.submit();
+        self.answer_ended(out);
         self.queues.settle(space, out);
         self.queues.report_stopped(out);
         // Without room the wake descriptor comes first: polling again would only spin.

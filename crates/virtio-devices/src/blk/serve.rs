@@ -272,7 +272,8 @@ impl Server {
         self.waits.begin_switch();
     }
 
-    /// Begins together what a turn has left to the engine. True: call again soon.
+    /// Begins together what a turn has left to the engine, and takes what it finishes at once.
+    /// True: call again soon.
     pub(super) fn submit(&mut self) -> bool {
         self.waits.submit()
     }
@@ -304,9 +305,13 @@ impl Server {
         self.look_at_size = true;
     }
 
-    /// Answers what the engine has finished, and tells of each.
-    pub(super) fn reap(&mut self, mut tell: impl FnMut(Ended)) {
+    /// Takes what the engine has finished.
+    pub(super) fn reap(&mut self) {
         self.waits.reap();
+    }
+
+    /// Answers what was taken from the engine, and tells of each.
+    pub(super) fn answer_ended(&mut self, mut tell: impl FnMut(Ended)) {
         while let Some(job) = self.waits.next_ended() {
             if let Err(error) = &job.result {
                 self.complain(error);

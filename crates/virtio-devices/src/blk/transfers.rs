@@ -47,8 +47,12 @@ pub(super) trait Transfers: Send + fmt::Debug {
         job: Waiting,
     ) -> Result<(), NotTaken<Waiting>>;
 
-    /// Begins what was added; appends what is not taken. True: call again.
+    /// Begins what was added; appends what is not taken. True: call again. `reap` is to be called
+    /// right behind it.
     fn submit(&mut self, refused: &mut Vec<NotTaken<Waiting>>) -> bool;
+
+    /// Whether what ends while `submit` runs wakes as well.
+    fn submit_wakes(&self) -> bool;
 
     /// Appends what has ended.
     fn reap(&mut self, ended: &mut Vec<Moved>);
@@ -71,6 +75,10 @@ impl Transfers for AsyncIo<Waiting> {
 
     fn submit(&mut self, refused: &mut Vec<NotTaken<Waiting>>) -> bool {
         AsyncIo::submit(self, |transfer| refused.push(transfer))
+    }
+
+    fn submit_wakes(&self) -> bool {
+        AsyncIo::submit_wakes(self)
     }
 
     fn reap(&mut self, ended: &mut Vec<Moved>) {

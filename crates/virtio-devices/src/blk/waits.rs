@@ -1,8 +1,8 @@
 //! What cannot be done at once: which engine does it, and what has come back.
 //!
 //! A transfer goes to io_uring or Linux AIO if the engine has one of them and it fits, all of a turn
-//! by one system call; everything else goes to threads, and so does a transfer that the kernel would
-//! not take after all.
+//! by one system call, behind which is looked for what it has done already; everything else goes to
+//! threads, and so does a transfer that the kernel would not take after all.
 
 use std::collections::VecDeque;
 use std::io;
@@ -124,12 +124,14 @@ impl Waits {
         self.assign(job);
     }
 
-    /// Begins what was assigned to `transfers`. True: call again soon.
+    /// Begins what was assigned to `transfers`, and looks for what has ended at once. True: call
+    /// again soon.
     pub(super) fn submit(&mut self) -> bool {
         let Some(transfers) = self.transfers.as_mut().filter(|_| self.added) else {
             return false;
         };
         self.added = transfers.submit(&mut self.refused);
+        let wakes = transfers.submit_wakes();
         for NotTaken {
             mut tag, buffers, ..
         } in self.refused.drain(..)
@@ -137,17 +139,31 @@ impl Waits {
             tag.data = buffers;
             self.lane.submit(tag);
         }
+        if wakes {
+            self.reap();
+        } else {
+            self.collect();
+        }
         self.added
     }
 
-    /// Looks for what has come back; [`Waits::next_ended`] gives what is complete.
+    /// Looks for what has come back; [`Waits::next_ended`] gives what is complete. A system call
+    /// only if there is something.
     pub(super) fn reap(&mut self) {
-        if self.in_flight == 0 || !self.finished.take_wake() {
-            return;
+        if self.in_flight > 0 && self.collect() {
+            // It was signalled, or is about to be. What ends from here on gives another signal.
+            self.finished.take_wake();
+            self.collect();
         }
+    }
+
+    /// Whether anything has come back.
+    fn collect(&mut self) -> bool {
         if let Some(transfers) = &mut self.transfers {
             transfers.reap(&mut self.moved);
         }
+        self.finished.drain_into(&mut self.reaped);
+        let found = !self.moved.is_empty() || !self.reaped.is_empty();
         let mut moved = mem::take(&mut self.moved);
         for (mut job, buffers, result) in moved.drain(..) {
             job.data = buffers;
@@ -155,11 +171,11 @@ impl Waits {
         }
         self.moved = moved;
         let mut reaped = mem::take(&mut self.reaped);
-        self.finished.drain_into(&mut reaped);
         for job in reaped.drain(..) {
             self.done(job);
         }
         self.reaped = reaped;
+        found
     }
 
     /// A job that is complete, whose answer is owed. Give it back to [`Waits::recycle`].
@@ -259,8 +275,11 @@ impl Waits {
                 }
             }
             Err(error) => match Errno::from_io_error(&error) {
-                // Not asynchronously, or not now: a thread can wait.
-                Some(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP) => {
+                // Not now: a thread can wait.
+                Some(Errno::AGAIN | Errno::INTR) => return self.lane.submit(job),
+                // Not asynchronously, whatever is asked.
+                Some(Errno::OPNOTSUPP) => {
+                    self.takes = Takes::Nothing;
                     return self.lane.submit(job);
                 }
                 _ => job.result = Err(error),

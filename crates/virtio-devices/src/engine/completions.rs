@@ -1,7 +1,6 @@
 //! What has finished for one device, and the descriptor that wakes its loop.
 
 use std::io;
-use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -34,22 +33,19 @@ impl<T> Completions<T> {
         }
     }
 
-    /// Whether anything may have finished since the last call. If so, look everywhere: here, and
-    /// where others are that know the descriptor.
+    /// Takes the signals back that were given until now: a system call. Look everywhere
+    /// afterwards: here, and where others are that know the descriptor. Whether there were any.
     pub(crate) fn take_wake(&self) -> bool {
         rustix::io::read(&self.wake, &mut [0; 8]).is_ok()
     }
 
-    /// Moves all that is finished into the empty `out`; after [`Completions::take_wake`], so that
-    /// what finishes later wakes again.
+    /// Appends all that is finished.
     pub(crate) fn drain_into(&self, out: &mut Vec<T>) {
-        let mut finished = self.lock();
-        if !finished.is_empty() {
-            mem::swap(&mut *finished, out);
-        }
+        out.append(&mut self.lock());
     }
 
-    /// Readable while something may be finished and was not asked for.
+    /// Becomes readable when something has finished. Others signal a moment after they have
+    /// finished, so that it may be readable for what was found already.
     pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use guest_memory::{GuestRange, IoBuffers, NotTaken, ReadWriteFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use virtqueue::{RingFeatures, Segment};
 
@@ -75,6 +76,8 @@ impl Place {
 #[derive(Debug)]
 struct Held {
     image: Image,
+    /// What the image says, or something else.
+    takes: Option<Takes>,
     gate: Arc<Gate>,
 }
 
@@ -111,6 +114,10 @@ impl Transfers for HeldTransfers {
     fn submit(&mut self, refused: &mut Vec<NotTaken<Waiting>>) -> bool {
         self.gate.submits.fetch_add(1, Ordering::Relaxed);
         self.inner.submit(refused)
+    }
+
+    fn submit_wakes(&self) -> bool {
+        self.inner.submit_wakes()
     }
 
     fn reap(&mut self, ended: &mut Vec<Moved>) {
@@ -159,7 +166,7 @@ impl Storage for Held {
     }
 
     fn takes(&self, engine: EngineKind) -> Takes {
-        self.image.takes(engine)
+        self.takes.unwrap_or_else(|| self.image.takes(engine))
     }
 
     fn transfers(&self, engine: &Engine, wake: BorrowedFd<'_>) -> io::Result<Box<dyn Transfers>> {
@@ -173,10 +180,16 @@ impl Storage for Held {
 
 /// A device whose transfers can be held, with its engine.
 fn held(place: &Place, engine: &Engine, direct: bool) -> (Rig, Arc<Gate>) {
+    held_of(place, engine, direct, None)
+}
+
+/// The same, of which the engine does what `takes` says.
+fn held_of(place: &Place, engine: &Engine, direct: bool, takes: Option<Takes>) -> (Rig, Arc<Gate>) {
     let gate = Arc::<Gate>::default();
     let (image, geometry) = image::open(place.0.path(), false, direct).unwrap();
     let storage = Arc::new(Held {
         image,
+        takes,
         gate: Arc::clone(&gate),
     });
     let blk = Blk::over(&place.config(direct), storage, geometry, engine).unwrap();
@@ -272,6 +285,37 @@ fn what_a_turn_leaves_to_the_kernel_is_one_system_call() {
         assert_eq!(gate.submits.load(Ordering::Relaxed), 1, "{kind}");
         rig.run();
     }
+}
+
+#[test]
+fn what_the_kernel_does_at_once_is_answered_in_the_same_turn_and_wakes_nobody() {
+    let place = Place::new(&pattern(BYTES));
+    for kind in [EngineKind::IoUring, EngineKind::LinuxAio] {
+        let Some(engine) = engine(kind) else { continue };
+        // From the page cache, which both kernels read while they take the request.
+        let (mut rig, gate) = held_of(&place, &engine, false, Some(Takes::Reads));
+        for depth in [1, 32, 63] {
+            gate.submits.store(0, Ordering::Relaxed);
+            let back: Vec<_> = (0..depth).map(|_| rig.buffer(4096)).collect();
+            for (sector, back) in (0..).step_by(8).zip(&back) {
+                rig.request(0, IN, sector, None, Some(*back));
+            }
+            assert_eq!(rig.poll(64), Progress::Idle, "{kind}");
+            assert_eq!(rig.used.drain(..).count(), depth, "{kind}");
+            for (at, back) in (0..).step_by(4096).zip(back) {
+                assert!(rig.get(back) == pattern(BYTES)[at..][..4096]);
+            }
+            assert_eq!(gate.submits.load(Ordering::Relaxed), 1, "{kind}");
+            assert!(!is_readable(&rig), "{kind} wakes a loop that has it all");
+        }
+    }
+}
+
+/// Whether the device wants to be polled.
+fn is_readable(rig: &Rig) -> bool {
+    let fd = rig.blk.wake_fd().unwrap();
+    let now = Timespec::default();
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)) == Ok(1)
 }
 
 #[test]
