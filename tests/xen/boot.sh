@@ -105,11 +105,18 @@ stop_qemu() { [ -z "$QEMU_PID" ] || kill "$QEMU_PID" 2>/dev/null; }
 # it is there even if dom0 died later.
 verdict_of() { sed -n "s/.*@@LAB scenario-end $1 code=\([0-9]*\) seconds=\([0-9]*\).*/\1 \2/p" "$OUT/serial.log" | tail -n 1; }
 
-# Says each verdict when it is there.
+# Says when dom0 is up, which scenario runs, and each verdict when it is there.
 tell_verdicts() {
     tail --pid="$QEMU_PID" -n +1 -f "$OUT/serial.log" |
-        sed -un 's/.*@@LAB scenario-end \([^ ]*\) code=\([0-9]*\) seconds=\([0-9]*\).*/\1 \2 \3/p' |
-        while read -r scenario code seconds; do say "$scenario: $(describe "$code") after $seconds s"; done
+        sed -un 's/.*@@LAB \(dom0-ready\|scenario\) *\([^ ]*\) up=.*/\1 \2/p
+            s/.*@@LAB scenario-end \([^ ]*\) code=\([0-9]*\) seconds=\([0-9]*\).*/end \1 \2 \3/p' |
+        while read -r what scenario code seconds; do
+            case $what in
+                dom0-ready) say "dom0 is up" ;;
+                scenario) say "$scenario ..." ;;
+                end) say "$scenario: $(describe "$code") after $seconds s" ;;
+            esac
+        done
 }
 
 # judge SCENARIO CODE-OF-QEMU: prints an exit code as run documents them. Until dom0 has started the scenario every failure is

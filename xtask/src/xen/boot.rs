@@ -35,7 +35,6 @@ impl Laboratory {
 
     /// Runs the scenarios of a boot; a row for each.
     pub(super) fn run(&self, boot: &Boot, setting: Setting, keep: bool) -> Result<Vec<Row>> {
-        println!("{boot}: {}", boot.scenarios.join(" "));
         let results = self.results(boot);
         let status = self
             .command(boot, setting)

@@ -9,6 +9,7 @@ mod report;
 mod scenarios;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use clap::{Args, Subcommand};
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     /// virtualisation is needed. A boot takes 15 to 60 seconds. If the laboratory itself fails, and not our programs, the scenario is tried once
     /// more, and it is said.
     Run(Run),
+    /// Build the programs that the domains run, and nothing else
+    Build,
     /// Open a console in dom0 of a real Xen: the service runs, and a guest has a disk
     Shell(Machine),
     /// Measure what a read costs, by our bus and by blkfront/blkback, in instructions of the whole machine, which repeat
@@ -80,6 +83,7 @@ pub(crate) struct Run {
 pub(crate) fn run(workspace: &Workspace, command: &Command) -> Result<ExitCode> {
     match command {
         Command::List => list(workspace),
+        Command::Build => Laboratory::new(workspace).map(|_| ExitCode::SUCCESS),
         Command::Run(options) => run_scenarios(workspace, options),
         Command::Figures(options) => figures::run(workspace, options),
         Command::Shell(machine) => Laboratory::new(workspace)?.shell(&plan::shell(*machine)),
@@ -123,9 +127,13 @@ fn run_scenarios(workspace: &Workspace, options: &Run) -> Result<ExitCode> {
     };
     let laboratory = Laboratory::new(workspace)?;
     let mut rows = Vec::new();
-    for boot in &plan {
+    let begin = Instant::now();
+    for (number, boot) in (1..).zip(&plan) {
+        let scenarios = boot.scenarios.join(" ");
+        println!("boot {number} of {}: {boot}: {scenarios}", plan.len());
         rows.extend(laboratory.run(boot, setting, options.keep)?);
     }
     report::print(&rows);
+    report::print_total(&rows, plan.len(), begin.elapsed());
     Ok(report::exit_code(&rows))
 }

@@ -9,6 +9,9 @@ use super::{Machine, Scenario};
 /// How the names of scenarios begin that measure: they have a command of their own, and no verdict.
 const FIGURES: &str = "figures";
 
+/// What memory mapped from a guest can do to a kernel, and a kernel to it, depends on the kind and the kernel of dom0.
+const MACHINE_MATTERS: [&str; 3] = ["main", "kill", "revoke"];
+
 /// One boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Boot {
@@ -134,7 +137,7 @@ pub(super) fn all(known: &[Scenario], machine: Machine) -> Vec<Boot> {
     if machine.guest.is_some() || machine.kernel.is_some() || machine.dom0.is_some() {
         return named(&names, machine);
     }
-    let machine_matters = ["main".to_owned(), "kill".to_owned()];
+    let machine_matters = MACHINE_MATTERS.map(str::to_owned);
     vec![
         Boot::new(Guest::Pv, Kernel::Linux6_1, &names),
         Boot::new(Guest::Pvh, Kernel::Linux6_12, &names),
@@ -227,9 +230,9 @@ mod tests {
             [
                 format!("pv guests, 6.1: {everything}"),
                 format!("pvh guests, 6.12: {everything}"),
-                "pv guests, 6.12: main kill".into(),
-                "pvh guests, 6.1: main kill".into(),
-                "pv guests, 6.1, pvh dom0: main kill".into(),
+                "pv guests, 6.12: main kill revoke".into(),
+                "pvh guests, 6.1: main kill revoke".into(),
+                "pv guests, 6.1, pvh dom0: main kill revoke".into(),
             ]
         );
     }

@@ -1,6 +1,7 @@
 //! The table at the end, and the exit code.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// What became of a scenario on a machine.
 #[derive(Debug)]
@@ -58,6 +59,18 @@ pub(super) fn print(rows: &[Row]) {
     for row in rows {
         println!("{}", line(row));
     }
+}
+
+/// `took`: all of it, with the boots.
+pub(super) fn print_total(rows: &[Row], boots: usize, took: Duration) {
+    let seconds = took.as_secs();
+    let within: u32 = rows.iter().filter_map(|row| row.seconds).sum();
+    println!(
+        "{} scenarios in {within} s; with {boots} boots and the results {} min {} s",
+        rows.len(),
+        seconds / 60,
+        seconds % 60
+    );
 }
 
 fn line(row: &Row) -> String {
