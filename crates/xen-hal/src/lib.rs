@@ -5,6 +5,7 @@
 //! Everything above sees a [`Platform`], which yields the same three things on both:
 //! [`guest_memory::Area`]s of mapped grants ([`MappingBuilder`]), pages of our own
 //! granted to a peer ([`GrantedPages`]) and [`EventChannels`].
+//! Beside the seam, for measurements on Xen only, stands the [`IoreqServer`].
 //!
 //! It knows nothing of the bus, of virtio or of XenStore beyond where that is
 //! ([`Platform::store_path`]). It does not decide how much a peer may make us map:
@@ -27,6 +28,7 @@ mod event_channels;
 mod files;
 mod granted;
 pub mod hosted;
+mod ioreq_server;
 mod mapping;
 mod platform;
 mod reservation;
@@ -39,6 +41,7 @@ pub use error::{EvtchnError, GrantError, MapError, OpenError, RevokeError};
 pub use event_channels::EventChannels;
 pub use files::raise_file_limit;
 pub use granted::GrantedPages;
+pub use ioreq_server::{IoreqServer, IoreqServerError};
 pub use mapping::MappingBuilder;
 pub use platform::{DomainKind, Platform, StorePath};
 pub use spec::{ParseSpecError, PlatformSpec};

@@ -6,6 +6,7 @@
 mod evtchn;
 mod gntalloc;
 mod gntdev;
+mod privcmd;
 mod sys;
 
 use std::fs::{File, OpenOptions};
@@ -17,6 +18,9 @@ use std::sync::{Arc, OnceLock};
 pub(crate) use evtchn::Evtchn;
 pub(crate) use gntalloc::Gntalloc;
 pub(crate) use gntdev::Gntdev;
+pub(crate) use privcmd::{
+    CreateIoreqServer, DestroyIoreqServer, MapIoRange, Privcmd, SetIoreqServerState,
+};
 
 use crate::OpenError;
 

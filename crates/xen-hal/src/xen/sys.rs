@@ -1,4 +1,4 @@
-//! Numbers and layouts of the ioctls (Linux `uapi/xen/{gntdev,gntalloc,evtchn}.h`), and
+//! Numbers and layouts of the ioctls (Linux `uapi/xen/{gntdev,gntalloc,evtchn,privcmd}.h`), and
 //! the one function that calls them. No behaviour beyond that.
 //!
 //! All opcodes are `_IOC_NONE` with a size: raw numbers, because no helper that derives
@@ -20,6 +20,9 @@ pub(super) const EVTCHN_BIND_INTERDOMAIN: u32 = 0x0008_4501;
 pub(super) const EVTCHN_BIND_UNBOUND_PORT: u32 = 0x0004_4502;
 pub(super) const EVTCHN_UNBIND: u32 = 0x0004_4503;
 pub(super) const EVTCHN_NOTIFY: u32 = 0x0004_4504;
+pub(super) const PRIVCMD_MMAPBATCH_V2: u32 = 0x0020_5004;
+pub(super) const PRIVCMD_DM_OP: u32 = 0x0010_5005;
+pub(super) const PRIVCMD_MMAP_RESOURCE: u32 = 0x0020_5007;
 
 /// `GNTALLOC_FLAG_WRITABLE`.
 pub(super) const GNTALLOC_WRITABLE: u16 = 1;
@@ -118,6 +121,46 @@ pub(super) struct Port {
     pub(super) port: u32,
 }
 
+/// `struct privcmd_mmapbatch_v2`.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct MmapBatch {
+    pub(super) num: u32,
+    pub(super) dom: u16,
+    pub(super) addr: u64,
+    pub(super) arr: *const u64,
+    pub(super) err: *mut i32,
+}
+
+/// `struct privcmd_dm_op`.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct DmOpCall {
+    pub(super) dom: u16,
+    pub(super) num: u16,
+    pub(super) ubufs: *const DmOpBuffer,
+}
+
+/// `struct privcmd_dm_op_buf`.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct DmOpBuffer {
+    pub(super) uptr: *mut c_void,
+    pub(super) size: usize,
+}
+
+/// `struct privcmd_mmap_resource`.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct MmapResource {
+    pub(super) dom: u16,
+    pub(super) kind: u32,
+    pub(super) id: u32,
+    pub(super) idx: u32,
+    pub(super) num: u64,
+    pub(super) addr: u64,
+}
+
 /// The foreign side of a [`CopySegment`]: reference (4 bytes), offset (2), domain (2).
 pub(super) fn foreign(gref: GrantRef, offset: u16, domid: DomId) -> u64 {
     let [a, b, c, d] = gref.0.to_ne_bytes();
@@ -169,7 +212,11 @@ IOCTL_GNTALLOC_DEALLOC_GREF 0x00104706 size=16 align=8 :: index@0/8 count@8/4
 IOCTL_EVTCHN_BIND_INTERDOMAIN 0x00084501 size=8 align=4 :: remote_domain@0/4 remote_port@4/4
 IOCTL_EVTCHN_BIND_UNBOUND_PORT 0x00044502 size=4 align=4 :: remote_domain@0/4
 IOCTL_EVTCHN_UNBIND 0x00044503 size=4 align=4 :: port@0/4
-IOCTL_EVTCHN_NOTIFY 0x00044504 size=4 align=4 :: port@0/4";
+IOCTL_EVTCHN_NOTIFY 0x00044504 size=4 align=4 :: port@0/4
+IOCTL_PRIVCMD_MMAPBATCH_V2 0x00205004 size=32 align=8 :: num@0/4 dom@4/2 addr@8/8 arr@16/8 err@24/8
+IOCTL_PRIVCMD_DM_OP 0x00105005 size=16 align=8 :: dom@0/2 num@2/2 ubufs@8/8
+privcmd_dm_op_buf 0 size=16 align=8 :: uptr@0/8 size@8/8
+IOCTL_PRIVCMD_MMAP_RESOURCE 0x00205007 size=32 align=8 :: dom@0/2 kind@4/4 id@8/4 idx@12/4 num@16/8 addr@24/8";
 
     /// One row as the code has it, in the form of the table.
     macro_rules! row {
@@ -237,6 +284,30 @@ IOCTL_EVTCHN_NOTIFY 0x00044504 size=4 align=4 :: port@0/4";
         };
         let unbound = BindUnbound { remote_domain: 0 };
         let port = Port { port: 0 };
+        let batch = MmapBatch {
+            num: 0,
+            dom: 0,
+            addr: 0,
+            arr: core::ptr::null(),
+            err: core::ptr::null_mut(),
+        };
+        let dm_op = DmOpCall {
+            dom: 0,
+            num: 0,
+            ubufs: core::ptr::null(),
+        };
+        let buffer = DmOpBuffer {
+            uptr: core::ptr::null_mut(),
+            size: 0,
+        };
+        let resource = MmapResource {
+            dom: 0,
+            kind: 0,
+            id: 0,
+            idx: 0,
+            num: 0,
+            addr: 0,
+        };
         let rows = [
             row!("IOCTL_GNTDEV_MAP_GRANT_REF", GNTDEV_MAP_GRANT_REF, MapGrantRef, &map, size_of_val(&*map),
                 { count: sized, pad: sized, index: sized, refs: element }),
@@ -256,6 +327,13 @@ IOCTL_EVTCHN_NOTIFY 0x00044504 size=4 align=4 :: port@0/4";
                 { remote_domain: sized }),
             row!("IOCTL_EVTCHN_UNBIND", EVTCHN_UNBIND, Port, &port, size_of_val(&port), { port: sized }),
             row!("IOCTL_EVTCHN_NOTIFY", EVTCHN_NOTIFY, Port, &port, size_of_val(&port), { port: sized }),
+            row!("IOCTL_PRIVCMD_MMAPBATCH_V2", PRIVCMD_MMAPBATCH_V2, MmapBatch, &batch, size_of_val(&batch),
+                { num: sized, dom: sized, addr: sized, arr: sized, err: sized }),
+            row!("IOCTL_PRIVCMD_DM_OP", PRIVCMD_DM_OP, DmOpCall, &dm_op, size_of_val(&dm_op),
+                { dom: sized, num: sized, ubufs: sized }),
+            row!("privcmd_dm_op_buf", 0, DmOpBuffer, &buffer, size_of_val(&buffer), { uptr: sized, size: sized }),
+            row!("IOCTL_PRIVCMD_MMAP_RESOURCE", PRIVCMD_MMAP_RESOURCE, MmapResource, &resource, size_of_val(&resource),
+                { dom: sized, kind: sized, id: sized, idx: sized, num: sized, addr: sized }),
         ];
         for (row, expected) in rows.iter().zip(HEADERS.lines()) {
             assert_eq!(row, expected);
