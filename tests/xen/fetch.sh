@@ -10,7 +10,7 @@ need_host_tools() {
         command -v $pair >/dev/null ||
             lab_failed "no $pair: the laboratory takes Xen and its kernel from Debian packages, so it needs Debian or a relative (a container will do)"
     done
-    for pair in qemu-system-x86_64:qemu-system-x86 cpio:cpio python3:python3 zstd:zstd mke2fs:e2fsprogs; do
+    for pair in qemu-system-x86_64:qemu-system-x86 cpio:cpio python3:python3 zstd:zstd mke2fs:e2fsprogs setpriv:util-linux; do
         command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
     done
     [ -z "$missing" ] || lab_failed "missing on this machine:$missing. Do: apt-get install$missing"

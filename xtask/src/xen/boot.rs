@@ -23,10 +23,16 @@ pub(super) struct Laboratory {
 }
 
 impl Laboratory {
-    /// Builds the programs under test.
+    /// Looks whether the machine has what is needed, and builds the programs under test.
     pub(super) fn new(workspace: &Workspace) -> Result<Self> {
+        let script = workspace.root.join("tests/xen/run");
+        let tools = Command::new(&script).arg("tools").status();
+        ensure!(
+            tools.context("cannot run tests/xen/run")?.success(),
+            "this machine cannot run the laboratory"
+        );
         Ok(Self {
-            script: workspace.root.join("tests/xen/run"),
+            script,
             cache: std::env::var_os("VMSG_XEN_LAB")
                 .map_or_else(|| workspace.target_directory.join("xen-lab"), PathBuf::from),
             programs: programs::build(workspace)?,

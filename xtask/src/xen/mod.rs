@@ -83,7 +83,7 @@ pub(crate) struct Run {
 pub(crate) fn run(workspace: &Workspace, command: &Command) -> Result<ExitCode> {
     match command {
         Command::List => list(workspace),
-        Command::Build => Laboratory::new(workspace).map(|_| ExitCode::SUCCESS),
+        Command::Build => programs::build(workspace).map(|_| ExitCode::SUCCESS),
         Command::Run(options) => run_scenarios(workspace, options),
         Command::Figures(options) => figures::run(workspace, options),
         Command::Shell(machine) => Laboratory::new(workspace)?.shell(&plan::shell(*machine)),
