@@ -9,6 +9,7 @@ use guest_memory::AddressSpace;
 use virtio_msg::wire::DevNum;
 use virtio_msg::{DriverAction, DriverConfig, DriverSide, Features};
 use virtqueue::RingFeatures;
+use xen_hal::PlatformSpec;
 use xen_types::{DomId, PAGE_SIZE};
 
 use crate::blk_queue::{BlkQueue, Disk};
@@ -32,7 +33,12 @@ pub(crate) struct Guest {
 impl Guest {
     /// Connects the domain `domid` of the machine.
     pub(crate) fn connect(machine: &Machine, domid: DomId) -> anyhow::Result<Self> {
-        let mut frontend = Frontend::open(&machine.spec(domid), 0)?;
+        Self::open(&machine.spec(domid), 0)
+    }
+
+    /// Connects bus `handle`, wherever that is.
+    pub(crate) fn open(spec: &PlatformSpec, handle: u32) -> anyhow::Result<Self> {
+        let mut frontend = Frontend::open(spec, handle)?;
         frontend.connect(LIMIT)?;
         frontend.share_pool()?;
         let deadline = Instant::now() + LIMIT;
@@ -42,6 +48,11 @@ impl Guest {
             }
         }
         Ok(Self { frontend })
+    }
+
+    /// Events sent so far in this connection.
+    pub(crate) fn sends(&mut self) -> anyhow::Result<u64> {
+        Ok(self.frontend.link()?.counters().notifications)
     }
 
     /// Brings the device up with its queues laid out from `base` on; the queues, in service.

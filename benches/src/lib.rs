@@ -8,7 +8,8 @@
 //! hosted platform. From the outside in: `suite` (what is measured), `rounds` (how), `machine`,
 //! `guest` and `bare` (our side), `mmio` and `peers` (the others), `blk_queue` (one driver for all of them).
 //!
-//! What is not measured: anything of a real Xen. The hosted platform is threads and eventfds.
+//! What is not measured: anything of a real Xen. The hosted platform is threads and eventfds. [`xen`]
+//! is what the laboratory (tests/xen) takes from here to measure there.
 
 mod bare;
 mod blk_queue;
@@ -22,6 +23,7 @@ mod random;
 mod report;
 mod rounds;
 mod suite;
+pub mod xen;
 
 pub use cpu::Conditions;
 pub use report::{Row, Target, Unit, markdown};

@@ -7,19 +7,22 @@
 
 use std::sync::atomic::Ordering;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use guest_memory::{Access, Area, GuestRange, LeasedRange, RangeError};
+use xen_types::EvtchnPort;
 
 /// Offsets in the slot.
 const ADDR: u64 = 0;
 const DATA: u64 = 8;
 const SIZE: u64 = 20;
+const PORT: u64 = 24;
 /// Bits 0 to 3 state, bit 5 direction, bits 8 to 15 type.
 const STATE: u64 = 30;
 const SLOT_BYTES: u64 = 32;
 
 const STATE_BITS: u16 = 0xf;
 const DIR_READ: u16 = 1 << 5;
+const TYPE_BITS: u16 = 0xff << 8;
 /// IOREQ_TYPE_COPY: memory-mapped I/O.
 const TYPE_COPY: u16 = 1 << 8;
 
@@ -46,6 +49,12 @@ impl Slot {
     /// The first slot of a page.
     pub(crate) fn new(page: &Area) -> Result<Self, RangeError> {
         Ok(Self(page.lease().window(0, SLOT_BYTES, Access::Write)?))
+    }
+
+    /// The guest's end of the processor's event channel, which the server binds to.
+    pub(crate) fn port(&self) -> Result<EvtchnPort, RangeError> {
+        let port = self.0.range().read_array(PORT)?;
+        Ok(EvtchnPort(u32::from_le_bytes(port)))
     }
 
     /// The hypervisor's side: publishes a request.
@@ -84,6 +93,10 @@ impl Slot {
             other => bail!("the ioreq slot is in state {other}"),
         }
         let rest = state & !STATE_BITS;
+        ensure!(
+            rest & TYPE_BITS == TYPE_COPY,
+            "a request of another kind: {state:#x}"
+        );
         slot.store_u16(STATE, INPROCESS | rest, Ordering::Relaxed)?;
         let data = u32::from_le_bytes(slot.read_array(DATA)?);
         Ok(Some(Request {

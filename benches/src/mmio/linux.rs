@@ -7,7 +7,7 @@ use virtqueue::RingFeatures;
 use xen_types::PAGE_SIZE;
 
 use super::registers::*;
-use super::vcpu::Vcpu;
+use super::vcpu::Cpu;
 use crate::blk_queue::BlkQueue;
 
 /// Every bit of the low word that virtio_blk knows and of the rings; VERSION_1 and ACCESS_PLATFORM.
@@ -34,29 +34,29 @@ const NUM_QUEUES: (u64, u32) = (34, 2);
 
 /// Brings the device up with its queues laid out from `base` on.
 pub(super) fn probe(
-    vcpu: &mut Vcpu,
+    cpu: &mut dyn Cpu,
     space: &dyn AddressSpace,
     base: u64,
     queues: u16,
     depth: u16,
     request_bytes: u32,
 ) -> anyhow::Result<Vec<BlkQueue>> {
-    ensure!(vcpu.read(MAGIC, 4)? == MAGIC_VALUE, "no virtio-mmio device");
-    ensure!(vcpu.read(VERSION, 4)? == 2, "not version 2");
-    vcpu.read(DEVICE_ID, 4)?;
-    vcpu.read(VENDOR_ID, 4)?;
+    ensure!(cpu.read(MAGIC, 4)? == MAGIC_VALUE, "no virtio-mmio device");
+    ensure!(cpu.read(VERSION, 4)? == 2, "not version 2");
+    cpu.read(DEVICE_ID, 4)?;
+    cpu.read(VENDOR_ID, 4)?;
 
-    vcpu.write(STATUS, 0)?;
-    add_status(vcpu, ACKNOWLEDGE)?;
-    add_status(vcpu, DRIVER)?;
-    let accepted = negotiate(vcpu)?;
-    add_status(vcpu, FEATURES_OK)?;
-    let status = vcpu.read(STATUS, 4)?;
+    cpu.write(STATUS, 0)?;
+    add_status(cpu, ACKNOWLEDGE)?;
+    add_status(cpu, DRIVER)?;
+    let accepted = negotiate(cpu)?;
+    add_status(cpu, FEATURES_OK)?;
+    let status = cpu.read(STATUS, 4)?;
     ensure!(status & FEATURES_OK != 0, "the features were refused");
 
     let has_many = accepted[0] & F_MQ != 0;
     let queues = match has_many {
-        true => queues.min(u16::try_from(config(vcpu, NUM_QUEUES)?)?),
+        true => queues.min(u16::try_from(config(cpu, NUM_QUEUES)?)?),
         false => 1,
     };
     let ring = RingFeatures {
@@ -68,73 +68,73 @@ pub(super) fn probe(
     for index in 0..queues {
         let at = base + u64::from(index) * stride;
         let queue = BlkQueue::new(space, at, depth, request_bytes, ring)?;
-        set_up_queue(vcpu, index, &queue)?;
+        set_up_queue(cpu, index, &queue)?;
         ready.push(queue);
     }
 
     for field in LIMITS {
-        config(vcpu, field)?;
+        config(cpu, field)?;
     }
-    read_capacity(vcpu)?;
-    add_status(vcpu, DRIVER_OK)?;
-    ensure!(vcpu.read(STATUS, 4)? & DRIVER_OK != 0, "it does not run");
+    read_capacity(cpu)?;
+    add_status(cpu, DRIVER_OK)?;
+    ensure!(cpu.read(STATUS, 4)? & DRIVER_OK != 0, "it does not run");
     Ok(ready)
 }
 
 /// The interrupt handler, up to the queue's own part of it.
-pub(super) fn interrupt(vcpu: &mut Vcpu) -> anyhow::Result<()> {
-    let status = vcpu.read(INTERRUPT_STATUS, 4)?;
-    vcpu.write(INTERRUPT_ACK, status)
+pub(super) fn interrupt(cpu: &mut dyn Cpu) -> anyhow::Result<()> {
+    let status = cpu.read(INTERRUPT_STATUS, 4)?;
+    cpu.write(INTERRUPT_ACK, status)
 }
 
-fn add_status(vcpu: &mut Vcpu, bit: u32) -> anyhow::Result<()> {
-    let status = vcpu.read(STATUS, 4)?;
-    vcpu.write(STATUS, status | bit)
+fn add_status(cpu: &mut dyn Cpu, bit: u32) -> anyhow::Result<()> {
+    let status = cpu.read(STATUS, 4)?;
+    cpu.write(STATUS, status | bit)
 }
 
 /// What was accepted.
-fn negotiate(vcpu: &mut Vcpu) -> anyhow::Result<[u32; 2]> {
+fn negotiate(cpu: &mut dyn Cpu) -> anyhow::Result<[u32; 2]> {
     let mut accepted = FEATURES;
     for selector in [1, 0] {
-        vcpu.write(DEVICE_FEATURES_SEL, selector)?;
-        accepted[selector as usize] &= vcpu.read(DEVICE_FEATURES, 4)?;
+        cpu.write(DEVICE_FEATURES_SEL, selector)?;
+        accepted[selector as usize] &= cpu.read(DEVICE_FEATURES, 4)?;
     }
     for selector in [1, 0] {
-        vcpu.write(DRIVER_FEATURES_SEL, selector)?;
-        vcpu.write(DRIVER_FEATURES, accepted[selector as usize])?;
+        cpu.write(DRIVER_FEATURES_SEL, selector)?;
+        cpu.write(DRIVER_FEATURES, accepted[selector as usize])?;
     }
     Ok(accepted)
 }
 
-fn set_up_queue(vcpu: &mut Vcpu, index: u16, queue: &BlkQueue) -> anyhow::Result<()> {
-    vcpu.write(QUEUE_SEL, index.into())?;
-    ensure!(vcpu.read(QUEUE_READY, 4)? == 0, "the queue is in use");
+fn set_up_queue(cpu: &mut dyn Cpu, index: u16, queue: &BlkQueue) -> anyhow::Result<()> {
+    cpu.write(QUEUE_SEL, index.into())?;
+    ensure!(cpu.read(QUEUE_READY, 4)? == 0, "the queue is in use");
     let layout = queue.layout();
-    let max = vcpu.read(QUEUE_NUM_MAX, 4)?;
+    let max = cpu.read(QUEUE_NUM_MAX, 4)?;
     ensure!(u32::from(layout.size) <= max, "the queue is too small");
-    vcpu.write(QUEUE_NUM, layout.size.into())?;
+    cpu.write(QUEUE_NUM, layout.size.into())?;
     for (low, high, address) in [
         (QUEUE_DESC_LOW, QUEUE_DESC_HIGH, layout.desc),
         (QUEUE_DRIVER_LOW, QUEUE_DRIVER_HIGH, layout.avail),
         (QUEUE_DEVICE_LOW, QUEUE_DEVICE_HIGH, layout.used),
     ] {
-        vcpu.write(low, u32::try_from(address & u64::from(u32::MAX))?)?;
-        vcpu.write(high, u32::try_from(address >> 32)?)?;
+        cpu.write(low, u32::try_from(address & u64::from(u32::MAX))?)?;
+        cpu.write(high, u32::try_from(address >> 32)?)?;
     }
-    vcpu.write(QUEUE_READY, 1)
+    cpu.write(QUEUE_READY, 1)
 }
 
-fn config(vcpu: &mut Vcpu, (offset, size): (u64, u32)) -> anyhow::Result<u32> {
-    vcpu.read(CONFIG + offset, size)
+fn config(cpu: &mut dyn Cpu, (offset, size): (u64, u32)) -> anyhow::Result<u32> {
+    cpu.read(CONFIG + offset, size)
 }
 
 /// A field of 8 bytes takes two reads, between two looks at the generation.
-fn read_capacity(vcpu: &mut Vcpu) -> anyhow::Result<()> {
+fn read_capacity(cpu: &mut dyn Cpu) -> anyhow::Result<()> {
     loop {
-        let before = vcpu.read(CONFIG_GENERATION, 4)?;
-        config(vcpu, (0, 4))?;
-        config(vcpu, (4, 4))?;
-        if vcpu.read(CONFIG_GENERATION, 4)? == before {
+        let before = cpu.read(CONFIG_GENERATION, 4)?;
+        config(cpu, (0, 4))?;
+        config(cpu, (4, 4))?;
+        if cpu.read(CONFIG_GENERATION, 4)? == before {
             return Ok(());
         }
     }

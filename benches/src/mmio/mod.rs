@@ -2,7 +2,8 @@
 //! them, and a driver that does what Linux's does.
 //!
 //! The guest's processor is the caller's thread, the server a thread of its own; between them are
-//! an ioreq slot and event channels of the hosted platform, the same ones that the bus uses.
+//! an ioreq slot and event channels of the hosted platform, the same ones that the bus uses. The
+//! same server and the same driver on a real Xen are [`xen`]'s.
 
 mod ioreq;
 mod linux;
@@ -11,6 +12,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod vcpu;
+pub(crate) mod xen;
 
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
@@ -24,7 +26,7 @@ use xen_types::{DomId, EvtchnPort, PAGE_SIZE};
 use crate::blk_queue::{BlkQueue, Disk};
 use crate::machine::Machine;
 use server::Server;
-use vcpu::Vcpu;
+use vcpu::{Cpu, Vcpu};
 
 /// Where the guest's memory begins.
 const BASE: u64 = 0x4000_0000;
@@ -39,16 +41,6 @@ pub(crate) enum Notify {
     /// The hypervisor answers, and signals the server. Faster than PRIVCMD_IOEVENTFD on a real Xen,
     /// where dom0's kernel answers.
     Ioeventfd,
-}
-
-/// One end of each port.
-#[derive(Clone, Copy, Debug)]
-struct Ports {
-    /// Requests one way, answers the other.
-    ioreq: EvtchnPort,
-    interrupt: EvtchnPort,
-    /// Queue notifications that nobody waits for.
-    notify: EvtchnPort,
 }
 
 /// A guest with one virtio-mmio device.
@@ -75,10 +67,15 @@ impl Mmio {
             Ok([server, channels.bind_interdomain(DomId::DOM0, server)?])
         };
         let [ioreq, interrupt, posted] = [port()?, port()?, port()?];
-        let end = |which: usize| Ports {
-            ioreq: ioreq[which],
-            interrupt: interrupt[which],
-            notify: posted[which],
+        let ports = server::Ports {
+            ioreq: ioreq[0],
+            interrupt: Some(interrupt[0]),
+            notify: Some(posted[0]),
+        };
+        let guests = vcpu::Ports {
+            ioreq: ioreq[1],
+            interrupt: interrupt[1],
+            notify: (notify == Notify::Ioeventfd).then_some(posted[1]),
         };
 
         // Binding makes an end pending; that is no interrupt.
@@ -90,7 +87,7 @@ impl Mmio {
         let slot = ioreq::Slot::new(&page)?;
         let ram = Area::anonymous(RAM)?;
         let space = FlatSpace::new(BASE, &ram);
-        let server = Server::new(model, space.clone(), slot.clone(), dom0, end(0));
+        let server = Server::new(model, 0, space.clone(), slot.clone(), dom0, ports);
         let (stop, stopped) = UnixStream::pair()?;
         let thread = thread::Builder::new().name("ioreq server".into());
         let server = thread.spawn(move || {
@@ -99,7 +96,7 @@ impl Mmio {
             server.run(&stopped)
         })?;
         Ok(Self {
-            vcpu: Vcpu::new(slot, channels, end(1), notify == Notify::Ioeventfd),
+            vcpu: Vcpu::new(slot, channels, guests),
             space,
             stop: Some(stop),
             server: Some(server),

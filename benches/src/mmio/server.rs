@@ -1,5 +1,7 @@
 //! The ioreq server: a device model's process in dom0, as QEMU's is. It sleeps until an event
 //! channel, the device or the end wakes it; guest memory is all mapped, as by a foreign mapping.
+//!
+//! Without an interrupt line, a read of InterruptStatus waits for what it would have announced.
 
 use std::os::unix::net::UnixStream;
 
@@ -9,20 +11,35 @@ use rustix::event::{PollFd, PollFlags, poll};
 use virtio_devices::{DeviceEvent, DeviceModel, Progress};
 use virtqueue::{DeviceQueue, RingFeatures};
 use xen_hal::EventChannels;
+use xen_types::EvtchnPort;
 
-use super::Ports;
 use super::ioreq::{Request, Slot};
-use super::registers::{Effect, Registers};
+use super::registers::{Effect, INTERRUPT_STATUS, Registers};
 
 /// Buffers that the device serves before ports are looked at again.
 const BUDGET: usize = 64;
 const INDIRECT_DESC: u128 = 1 << 28;
 const EVENT_IDX: u128 = 1 << 29;
 
+/// The server's ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ports {
+    /// Requests one way, answers the other.
+    pub(super) ioreq: EvtchnPort,
+    /// Stands for the interrupt line, if there is one.
+    pub(super) interrupt: Option<EvtchnPort>,
+    /// Queue notifications that nobody waits for.
+    pub(super) notify: Option<EvtchnPort>,
+}
+
 /// A device and the registers before it.
 #[derive(Debug)]
 pub(super) struct Server {
     registers: Registers,
+    /// The guest's address of the first one.
+    base: u64,
+    /// A read of InterruptStatus is not answered yet.
+    is_awaited: bool,
     model: Box<dyn DeviceModel>,
     /// Queues that run or end.
     running: u16,
@@ -36,6 +53,7 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn new(
         model: Box<dyn DeviceModel>,
+        base: u64,
         space: FlatSpace,
         slot: Slot,
         channels: EventChannels,
@@ -43,6 +61,8 @@ impl Server {
     ) -> Self {
         Self {
             registers: Registers::new(model.describe()),
+            base,
+            is_awaited: false,
             model,
             running: 0,
             events: Vec::new(),
@@ -60,14 +80,12 @@ impl Server {
             self.channels.pending(&mut ports)?;
             self.channels.unmask(&ports)?;
             for port in ports.drain(..) {
-                if port == self.ports.notify {
+                if Some(port) == self.ports.notify {
                     self.model.kick(0);
                 } else if port == self.ports.ioreq
                     && let Some(request) = self.slot.take()?
                 {
-                    let data = self.access(request)?;
-                    self.slot.respond(data)?;
-                    self.channels.notify(self.ports.ioreq)?;
+                    self.serve(request)?;
                 }
             }
             while self.poll_model()? == Progress::More {}
@@ -92,12 +110,30 @@ impl Server {
         Ok(all.first().is_some_and(|stop| !stop.revents().is_empty()))
     }
 
-    /// What a read finds; 0 for a write.
-    fn access(&mut self, request: Request) -> anyhow::Result<u32> {
-        let Some(value) = request.write else {
-            return Ok(self.registers.read(request.addr, request.size));
+    fn serve(&mut self, request: Request) -> anyhow::Result<()> {
+        let offset = request.addr.wrapping_sub(self.base);
+        let data = match request.write {
+            None => self.registers.read(offset, request.size),
+            Some(value) => {
+                self.write(offset, value)?;
+                0
+            }
         };
-        match self.registers.write(request.addr, value) {
+        let is_status = request.write.is_none() && offset == INTERRUPT_STATUS;
+        self.is_awaited = is_status && data == 0 && self.ports.interrupt.is_none();
+        match self.is_awaited {
+            true => Ok(()),
+            false => self.answer(data),
+        }
+    }
+
+    fn answer(&self, data: u32) -> anyhow::Result<()> {
+        self.slot.respond(data)?;
+        Ok(self.channels.notify(self.ports.ioreq)?)
+    }
+
+    fn write(&mut self, offset: u64, value: u32) -> anyhow::Result<()> {
+        match self.registers.write(offset, value) {
             Effect::None => {}
             Effect::Reset => self.stop_queues()?,
             Effect::Notify(index) => self.model.kick(index),
@@ -113,7 +149,7 @@ impl Server {
                 }
             }
         }
-        Ok(0)
+        Ok(())
     }
 
     fn poll_model(&mut self) -> anyhow::Result<Progress> {
@@ -127,8 +163,11 @@ impl Server {
                 DeviceEvent::ConfigChanged { .. } | DeviceEvent::ConfigWritten { .. } => {}
             }
         }
-        if rises {
-            self.channels.notify(self.ports.interrupt)?;
+        if rises && let Some(interrupt) = self.ports.interrupt {
+            self.channels.notify(interrupt)?;
+        }
+        if rises && std::mem::take(&mut self.is_awaited) {
+            self.answer(self.registers.read(INTERRUPT_STATUS, 4))?;
         }
         Ok(progress)
     }

@@ -5,8 +5,16 @@ use rustix::event::{PollFd, PollFlags, poll};
 use xen_hal::EventChannels;
 use xen_types::EvtchnPort;
 
-use super::Ports;
 use super::ioreq::{Request, Slot};
+use super::registers::QUEUE_NOTIFY;
+
+/// How a driver reaches registers, by their offsets.
+pub(crate) trait Cpu {
+    /// Reads `size` bytes: 1, 2 or 4.
+    fn read(&mut self, offset: u64, size: u32) -> anyhow::Result<u32>;
+    /// Writes 4 bytes.
+    fn write(&mut self, offset: u64, value: u32) -> anyhow::Result<()>;
+}
 
 /// What the processor did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +23,16 @@ pub(crate) struct Counts {
     pub(crate) traps: u64,
     /// Interrupts taken.
     pub(crate) interrupts: u64,
+}
+
+/// The processor's ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ports {
+    /// Requests one way, answers the other.
+    pub(super) ioreq: EvtchnPort,
+    pub(super) interrupt: EvtchnPort,
+    /// QUEUE_NOTIFY goes there, without the server's answer (ioeventfd), if there is one.
+    pub(super) notify: Option<EvtchnPort>,
 }
 
 /// A register access.
@@ -26,6 +44,7 @@ pub(crate) enum Trap {
     Write(u64, u32),
 }
 
+/// A processor of the hosted platform.
 #[derive(Debug)]
 pub(crate) struct Vcpu {
     slot: Slot,
@@ -33,58 +52,31 @@ pub(crate) struct Vcpu {
     ports: Ports,
     pending: Vec<EvtchnPort>,
     interrupted: bool,
-    /// QUEUE_NOTIFY is answered without the server (ioeventfd).
-    posted_notify: bool,
     pub(crate) counts: Counts,
     /// Every access, if anybody wants to know.
     pub(crate) log: Option<Vec<Trap>>,
 }
 
 impl Vcpu {
-    pub(super) fn new(
-        slot: Slot,
-        channels: EventChannels,
-        ports: Ports,
-        posted_notify: bool,
-    ) -> Self {
+    pub(super) fn new(slot: Slot, channels: EventChannels, ports: Ports) -> Self {
         Self {
             slot,
             channels,
             ports,
             pending: Vec::new(),
             interrupted: false,
-            posted_notify,
             counts: Counts::default(),
             log: None,
         }
     }
 
-    pub(crate) fn read(&mut self, offset: u64, size: u32) -> anyhow::Result<u32> {
-        self.note(Trap::Read(offset));
-        self.trap(Request {
-            addr: offset,
-            size,
-            write: None,
-        })
-    }
-
-    pub(crate) fn write(&mut self, offset: u64, value: u32) -> anyhow::Result<()> {
-        self.note(Trap::Write(offset, value));
-        self.trap(Request {
-            addr: offset,
-            size: 4,
-            write: Some(value),
-        })?;
-        Ok(())
-    }
-
     /// Writes QUEUE_NOTIFY: as any register, or with ioeventfd without waiting for the server.
     pub(crate) fn notify(&mut self, queue: u32) -> anyhow::Result<()> {
-        if !self.posted_notify {
-            return self.write(super::registers::QUEUE_NOTIFY, queue);
-        }
-        self.note(Trap::Write(super::registers::QUEUE_NOTIFY, queue));
-        Ok(self.channels.notify(self.ports.notify)?)
+        let Some(port) = self.ports.notify else {
+            return self.write(QUEUE_NOTIFY, queue);
+        };
+        self.note(Trap::Write(QUEUE_NOTIFY, queue));
+        Ok(self.channels.notify(port)?)
     }
 
     /// Halts until there is an interrupt, and takes it.
@@ -121,6 +113,27 @@ impl Vcpu {
         self.channels.unmask(&self.pending)?;
         self.interrupted |= self.pending.contains(&self.ports.interrupt);
         self.pending.clear();
+        Ok(())
+    }
+}
+
+impl Cpu for Vcpu {
+    fn read(&mut self, offset: u64, size: u32) -> anyhow::Result<u32> {
+        self.note(Trap::Read(offset));
+        self.trap(Request {
+            addr: offset,
+            size,
+            write: None,
+        })
+    }
+
+    fn write(&mut self, offset: u64, value: u32) -> anyhow::Result<()> {
+        self.note(Trap::Write(offset, value));
+        self.trap(Request {
+            addr: offset,
+            size: 4,
+            write: Some(value),
+        })?;
         Ok(())
     }
 }
