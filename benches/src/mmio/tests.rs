@@ -125,3 +125,65 @@ fn a_device_that_was_reset_comes_up_again() {
         mmio.reset().unwrap();
     }
 }
+
+/// As on a Xen guest that gets no interrupts: the driver asks, and is answered when there is something to say.
+#[test]
+fn without_an_interrupt_the_read_of_its_status_waits_for_the_request() {
+    struct Polled {
+        vcpu: Vcpu,
+        queue: BlkQueue,
+        space: FlatSpace,
+    }
+    impl Disk for Polled {
+        fn parts(&mut self) -> anyhow::Result<(&mut BlkQueue, &dyn AddressSpace)> {
+            Ok((&mut self.queue, &self.space))
+        }
+        fn kick(&mut self) -> anyhow::Result<()> {
+            self.vcpu.notify(0)
+        }
+        fn wait(&mut self) -> anyhow::Result<()> {
+            linux::interrupt(&mut self.vcpu)
+        }
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::start().unwrap();
+    let guest = machine.create_domain().unwrap();
+    let open = |domid| Platform::open(&machine.spec(domid)).unwrap();
+    let dom0 = open(DomId::DOM0).event_channels().unwrap();
+    let channels = open(guest).event_channels().unwrap();
+    let ioreq = dom0.alloc_unbound(guest).unwrap();
+    let bound = channels.bind_interdomain(DomId::DOM0, ioreq).unwrap();
+    let page = Area::anonymous(PAGE_SIZE).unwrap();
+    let slot = ioreq::Slot::new(&page).unwrap();
+    let space = FlatSpace::new(BASE, &Area::anonymous(RAM).unwrap());
+    let ports = server::Ports {
+        ioreq,
+        interrupt: None,
+        notify: None,
+    };
+    let model = model(&dir.path().join("disk.img"), 1);
+    let server = Server::new(model, 0, space.clone(), slot.clone(), dom0, ports);
+    let (stop, stopped) = UnixStream::pair().unwrap();
+    let server = thread::spawn(move || server.run(&stopped));
+
+    let ports = vcpu::Ports {
+        ioreq: bound,
+        interrupt: EvtchnPort(0),
+        notify: None,
+    };
+    let mut vcpu = Vcpu::new(slot, channels, ports);
+    let queue = linux::probe(&mut vcpu, &space, BASE, 1, 8, 4096)
+        .unwrap()
+        .remove(0);
+    let before = vcpu.counts.traps;
+    let mut disk = Polled { vcpu, queue, space };
+    let read = || Operation::Read {
+        sector: 8,
+        bytes: 4096,
+    };
+    drive(&mut disk, 1, 67, &mut { read }).unwrap();
+    assert_eq!(disk.vcpu.counts.traps - before, 3 * 67);
+    drop(stop);
+    server.join().unwrap().unwrap();
+}
