@@ -4,7 +4,8 @@
 GUEST_BOOT_SECONDS=90
 
 # make_guest NAME [SCRIPT [TYPE]]: makes a guest, paused. Once started it runs scenarios/SCRIPT.sh; domu.sh of this scenario if
-# absent. Its kind is TYPE, or that of this boot. $RAMDISK, $ON_REBOOT and $GUEST_OPTIONS (more lines) change its configuration.
+# absent. Its kind is TYPE, or that of this boot. $RAMDISK, $ON_REBOOT, $KERNEL_OPTIONS and $GUEST_OPTIONS (more lines) change its
+# configuration.
 # 192 MiB: the kernel image alone takes 66. tsc_mode: without it Xen emulates RDTSC, the most frequent exit of a PVH guest.
 make_guest() {
     mkdir -p /run/guests
@@ -20,7 +21,7 @@ tsc_mode="native"
 on_poweroff="destroy"
 on_reboot="${ON_REBOOT:-destroy}"
 on_crash="destroy"
-extra="console=hvc0 loglevel=4 panic=1 lab=${2:-$SCENARIO/domu}"
+extra="console=hvc0 loglevel=4 panic=1 lab=${2:-$SCENARIO/domu} ${KERNEL_OPTIONS:-}"
 ${GUEST_OPTIONS:-}
 CFG
     xl create -p -q "/run/guests/$1.cfg" >>"$RESULTS/xl.log" 2>&1 || lab_failed "xl create of $1 failed: see xl.log"

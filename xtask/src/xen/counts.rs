@@ -4,7 +4,6 @@
 //! trace's own ends are in both.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -15,40 +14,52 @@ pub(super) const SCENARIO: &str = "figures-counts";
 
 /// A path to the disk as the scenario names it, and how many reads its longer trace holds more: `raw-disk` reads a tenth of
 /// its number before it measures.
-const PATHS: [(&str, &str, u64); 2] = [("bus", "ours", 1000), ("raw", "blkback", 1100)];
+const OURS: &str = "ours";
+const PATHS: [(&str, &str, u64); 2] = [("bus", OURS, 1000), ("raw", "blkback", 1100)];
 const DEPTHS: [u64; 2] = [1, 32];
 /// The numbers of reads of the two traces.
 const READS: [u64; 2] = [500, 1500];
-const COLUMNS: [&str; 5] = [
-    "event_channel_op",
-    "sched_op",
-    "grant-map",
-    "grant-unmap",
-    "grant-copy",
-];
+const SENDS: &str = "event_channel_op";
+const SLEEPS: &str = "sched_op";
+const COLUMNS: [&str; 5] = [SENDS, SLEEPS, "grant-map", "grant-unmap", "grant-copy"];
+
+/// What tests/scenarios/per_io.rs asserts of a read alone on the hosted platform, for each side.
+pub(super) const HOSTED: &str = "one event each way, no grant operation";
+/// The same in thousandths of a call, and how far the trace may be from it: what the machine does besides, and its ends, are in it.
+const HOSTED_SENDS: u64 = 1000;
+const HOSTED_GRANTS: u64 = 0;
+const NOISE_OF_SENDS: u64 = 40;
+const NOISE_OF_GRANTS: u64 = 5;
 
 /// Calls, by domain and what was called. All that is not dom0 is the guest.
 type Calls = BTreeMap<(bool, String), u64>;
 
-/// In Markdown, calls a read, of the traces in a folder.
-pub(super) fn table(results: &Path) -> Result<String> {
-    table_of(|name| {
+/// Calls a read, of what the scenario traced.
+#[derive(Debug)]
+pub(super) struct Counts {
+    rows: Vec<Row>,
+    store_requests: String,
+}
+
+/// A domain's calls under a load, in thousandths of a call.
+#[derive(Debug)]
+struct Row {
+    title: &'static str,
+    depth: u64,
+    domain: &'static str,
+    calls: [u64; COLUMNS.len()],
+}
+
+/// Of the traces in a folder.
+pub(super) fn read(results: &Path) -> Result<Counts> {
+    read_by(|name| {
         let file = results.join(name);
         fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
     })
 }
 
-fn table_of(read: impl Fn(&str) -> Result<String>) -> Result<String> {
-    let mut text =
-        String::from("\nCalls to the hypervisor for one read\n\n| | in flight | domain |");
-    for column in COLUMNS {
-        write!(text, " {column} |")?;
-    }
-    writeln!(
-        text,
-        "\n| --- | ---: | --- |{}",
-        " ---: |".repeat(COLUMNS.len())
-    )?;
+fn read_by(read: impl Fn(&str) -> Result<String>) -> Result<Counts> {
+    let mut rows = Vec::new();
     for (path, title, more) in PATHS {
         for depth in DEPTHS {
             let [few, many] = READS.map(|reads| {
@@ -59,20 +70,76 @@ fn table_of(read: impl Fn(&str) -> Result<String>) -> Result<String> {
             });
             let (few, many) = (few?, many?);
             for (is_dom0, domain) in [(true, "dom0"), (false, "guest")] {
-                write!(text, "| {title} | {depth} | {domain} |")?;
-                for column in COLUMNS {
+                let calls = COLUMNS.map(|column| {
                     let key = (is_dom0, column.to_owned());
                     let [few, many] = [&few, &many].map(|calls| calls.get(&key).copied());
-                    let calls = many.unwrap_or(0).saturating_sub(few.unwrap_or(0));
-                    let thousandths = calls * 1000 / more;
-                    write!(text, " {}.{:03} |", thousandths / 1000, thousandths % 1000)?;
-                }
-                writeln!(text)?;
+                    many.unwrap_or(0).saturating_sub(few.unwrap_or(0)) * 1000 / more
+                });
+                rows.push(Row {
+                    title,
+                    depth,
+                    domain,
+                    calls,
+                });
             }
         }
     }
-    text.push_str(&store_requests(&read("xenstore-requests")?)?);
-    Ok(text)
+    Ok(Counts {
+        rows,
+        store_requests: store_requests(&read("xenstore-requests")?)?,
+    })
+}
+
+impl Counts {
+    /// In Markdown.
+    pub(super) fn table(&self) -> String {
+        let mut text =
+            String::from("\nCalls to the hypervisor for one read\n\n| | in flight | domain |");
+        for column in COLUMNS {
+            text += &format!(" {column} |");
+        }
+        text += &format!(
+            "\n| --- | ---: | --- |{}\n",
+            " ---: |".repeat(COLUMNS.len())
+        );
+        for row in &self.rows {
+            text += &format!("| {} | {} | {} |", row.title, row.depth, row.domain);
+            for calls in row.calls {
+                text += &format!(" {} |", thousandths(calls));
+            }
+            text += "\n";
+        }
+        text + &self.store_requests
+    }
+
+    /// Where a read of ours alone asks other things of Xen than of the hosted platform.
+    pub(super) fn differences(&self) -> Vec<String> {
+        let alone = self
+            .rows
+            .iter()
+            .filter(|row| row.title == OURS && row.depth == 1);
+        let calls = alone.flat_map(|row| {
+            COLUMNS
+                .into_iter()
+                .zip(row.calls)
+                .map(move |call| (row, call))
+        });
+        calls
+            .filter(|(_, (column, calls))| match *column {
+                SENDS => calls.abs_diff(HOSTED_SENDS) > NOISE_OF_SENDS,
+                // A process of the hosted platform sleeps in its own kernel.
+                SLEEPS => false,
+                _ => calls.abs_diff(HOSTED_GRANTS) > NOISE_OF_GRANTS,
+            })
+            .map(|(row, (column, calls))| {
+                format!("{}: {} {column} a read", row.domain, thousandths(calls))
+            })
+            .collect()
+    }
+}
+
+fn thousandths(calls: u64) -> String {
+    format!("{}.{:03}", calls / 1000, calls % 1000)
 }
 
 /// One line: requests of the guest, of its kernel meanwhile, and of the backend.
@@ -107,36 +174,50 @@ fn parse(text: &str) -> Calls {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_table_holds_what_the_additional_reads_cost() {
-        // One call for each of the reads in flight together, and what is the same in both traces.
-        let table = table_of(|name| {
-            let sends = match name {
-                "xenstore-requests" => return Ok("40 13 34\n".into()),
-                "bus-1-1500.hypercalls" | "bus-32-1500.hypercalls" => 1070,
-                "raw-1-1500.hypercalls" | "raw-32-1500.hypercalls" => 103,
-                _ => 70,
-            };
+    /// Both traces hold 70 sends of other things; `sends` says what the longer one of a load holds.
+    fn counts(sends: impl Fn(&str) -> u64) -> Counts {
+        read_by(|name| {
+            if name == "xenstore-requests" {
+                return Ok("40 13 34\n".into());
+            }
+            let sends = if name.contains("-1500.") { sends(name) } else { 70 };
             Ok(format!(
-                "d0 event_channel_op {sends} 0\nd4 sched_op 5 0\nd32767 exit 1 0\n"
+                "d0 event_channel_op {sends} 0\nd4 event_channel_op {sends} 0\nd4 sched_op 5 0\nd32767 exit 1 0\n"
             ))
         })
-        .expect("a table");
-        assert!(
-            table.contains("| ours | 1 | dom0 | 1.000 | 0.000 |"),
-            "{table}"
-        );
-        assert!(
-            table.contains("guest 40 and its kernel 13, backend 34"),
-            "{table}"
-        );
-        assert!(
-            table.contains("| blkback | 32 | dom0 | 0.030 | 0.000 |"),
-            "{table}"
-        );
-        assert!(
-            table.contains("| ours | 1 | guest | 0.000 | 0.000 |"),
-            "{table}"
+        .expect("counts")
+    }
+
+    #[test]
+    fn a_table_holds_what_the_additional_reads_cost() {
+        // One call for each read, or for each of the reads in flight together.
+        let counts = counts(|name| if name.starts_with("bus") { 1070 } else { 103 });
+        let table = counts.table();
+        for line in [
+            "| ours | 1 | dom0 | 1.000 | 0.000 |",
+            "| blkback | 32 | dom0 | 0.030 | 0.000 |",
+            "guest 40 and its kernel 13, backend 34",
+        ] {
+            assert!(table.contains(line), "{line}: {table}");
+        }
+        assert!(counts.differences().is_empty(), "{counts:?}");
+    }
+
+    #[test]
+    fn a_second_event_for_a_read_is_a_difference_from_the_hosted_platform() {
+        let counts = counts(|name| {
+            if name.starts_with("bus-1-") {
+                2070
+            } else {
+                1070
+            }
+        });
+        assert_eq!(
+            counts.differences(),
+            [
+                "dom0: 2.000 event_channel_op a read",
+                "guest: 2.000 event_channel_op a read"
+            ]
         );
     }
 }

@@ -1,7 +1,8 @@
 //! `cargo xtask xen figures`: what a read costs by each path to the same disk, beside the targets.
 //!
 //! The machine's clock counts instructions, so a figure is what all domains and Xen together execute for one read. The scenario
-//! `figures` of tests/xen measures, and reports `PATH-LOAD=INSTRUCTIONS`; here the table is made of it. [`counts`] adds calls.
+//! `figures` of tests/xen measures, and reports `PATH-LOAD=INSTRUCTIONS`; here the table is made of it. [`steps`] adds single
+//! steps of the bus and virtio-mmio, [`counts`] calls to the hypervisor, [`repeat`] compares with an earlier run.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,11 +12,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::boot::Laboratory;
-use super::plan::{self, Guest, Setting};
-use super::{Machine, counts, report};
+use super::plan::{self, Guest, Kernel, Setting};
+use super::{Machine, counts, repeat, report, steps};
 use crate::workspace::Workspace;
 
 /// The scenario.
@@ -65,16 +66,22 @@ const LOADS: [Load; 3] = [
 ];
 
 /// Xen's modes of the guest's time-stamp counter, as the scenario has guests of them.
-const TSC_MODES: [&str; 2] = ["native", "default"];
+pub(super) const TSC_MODES: [&str; 2] = ["native", "default"];
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// The kind of the guests; both, in a boot each, if absent
     #[arg(long)]
     guest: Option<Guest>,
+    /// Linux of dom0 and the guests (6.1)
+    #[arg(long)]
+    kernel: Option<Kernel>,
     /// Write all figures there, for programs
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Compare with what an earlier run wrote by --json: no figure may differ by more than 1 %
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
     /// Read the results of an earlier run instead of booting
     #[arg(long)]
     again: bool,
@@ -83,11 +90,21 @@ pub(crate) struct Options {
 /// All figures of one guest, or of dom0: instructions a request, by `PATH-LOAD`.
 type Figures = BTreeMap<String, u64>;
 
-#[derive(Debug, Serialize)]
-struct Measured {
-    guest: &'static str,
+/// What a boot measured.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Measured {
+    pub(super) guest: String,
     /// By guest: `native` and `default` by their TSC mode; `dom0` alone on the disk.
-    figures: BTreeMap<String, Figures>,
+    pub(super) figures: BTreeMap<String, Figures>,
+}
+
+impl Measured {
+    pub(super) fn figure(&self, who: &str, key: &str) -> Result<u64> {
+        let found = self.figures.get(who).and_then(|all| all.get(key));
+        found
+            .copied()
+            .with_context(|| format!("{who} has no figure {key}"))
+    }
 }
 
 pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
@@ -99,8 +116,12 @@ pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     };
     let machine = Machine {
         guest: options.guest,
+        kernel: options.kernel,
         ..Machine::default()
     };
+    // Read first: --json may write the same file.
+    let earlier = options.against.as_deref().map(repeat::read).transpose()?;
+    let mut is_well = true;
     let mut all = Vec::new();
     for boot in plan::named(&[SCENARIO.into(), counts::SCENARIO.into()], machine) {
         if !options.again {
@@ -112,18 +133,46 @@ pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
         }
         let results = laboratory.results(&boot);
         let measured = Measured {
-            guest: boot.guest.name(),
+            guest: boot.guest.name().to_owned(),
             figures: read(&results.join(SCENARIO))?,
         };
         print!("{}", table(boot.guest, &measured)?);
-        print!("{}", counts::table(&results.join(counts::SCENARIO))?);
+        print!("{}", steps::tables(boot.guest, &measured)?);
+        let counts = counts::read(&results.join(counts::SCENARIO))?;
+        print!("{}", counts.table());
+        is_well &= report_differences(&counts.differences());
         all.push(measured);
     }
     if let Some(file) = &options.json {
         fs::write(file, serde_json::to_vec_pretty(&all)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
-    Ok(ExitCode::SUCCESS)
+    if let Some(earlier) = &earlier {
+        let compared = repeat::compare(earlier, &all);
+        println!("\n{compared}");
+        is_well &= compared.is_well();
+    }
+    Ok(match is_well {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+/// What a read asks of the hypervisor here, against the hosted platform; true if that is the same.
+fn report_differences(differences: &[String]) -> bool {
+    if differences.is_empty() {
+        println!(
+            "The hosted platform counts the same for a read alone: {}.",
+            counts::HOSTED
+        );
+    }
+    for difference in differences {
+        println!(
+            "DIFFERS from the hosted platform ({}): {difference}",
+            counts::HOSTED
+        );
+    }
+    differences.is_empty()
 }
 
 /// The consoles of the guests, and what dom0 wrote itself.
@@ -164,13 +213,7 @@ fn table(guest: Guest, measured: &Measured) -> Result<String> {
         }
         writeln!(text, " page cache / blkback | direct / blkback | target |")?;
         writeln!(text, "| --- |{}", " ---: |".repeat(COLUMNS.len() + 4))?;
-        let figure = |who: &str, path: &str| -> Result<u64> {
-            let key = format!("{path}-{}", load.name);
-            let found = measured.figures.get(who).and_then(|all| all.get(&key));
-            found
-                .copied()
-                .with_context(|| format!("{who} has no figure {key}"))
-        };
+        let figure = |who: &str, path: &str| measured.figure(who, &format!("{path}-{}", load.name));
         for tsc in TSC_MODES {
             write!(text, "| {tsc} | {} |", thousands(figure("dom0", "dom0")?))?;
             let mut blkback = u64::MAX;
@@ -199,12 +242,12 @@ fn table(guest: Guest, measured: &Measured) -> Result<String> {
     Ok(text)
 }
 
-fn thousands(instructions: u64) -> String {
+pub(super) fn thousands(instructions: u64) -> String {
     let tenths = (instructions + 50) / 100;
     format!("{}.{}", tenths / 10, tenths % 10)
 }
 
-fn hundredths(ratio: u64) -> String {
+pub(super) fn hundredths(ratio: u64) -> String {
     format!("{}.{:02}", ratio / 100, ratio % 100)
 }
 
@@ -238,7 +281,7 @@ mod tests {
             all
         };
         let measured = Measured {
-            guest: "pv",
+            guest: "pv".into(),
             figures: BTreeMap::from([
                 ("native".into(), guest(85_000)),
                 ("default".into(), guest(85_001)),

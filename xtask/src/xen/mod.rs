@@ -5,8 +5,10 @@ mod counts;
 mod figures;
 mod plan;
 mod programs;
+mod repeat;
 mod report;
 mod scenarios;
+mod steps;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -39,7 +41,7 @@ pub(crate) enum Command {
     Build,
     /// Open a console in dom0 of a real Xen: the service runs, and a guest has a disk
     Shell(Machine),
-    /// Measure what a read costs, by our bus and by blkfront/blkback, in instructions of the whole machine, which repeat
+    /// Measure what I/O costs, by our bus, blkfront/blkback and virtio-mmio, in instructions of the whole machine, which repeat
     ///
     /// A boot for each kind of guest, some minutes each. docs/performance-xen.md says what the figures mean.
     Figures(figures::Options),

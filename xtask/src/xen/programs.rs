@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::workspace::{PLATFORM, Workspace, cargo};
 
 /// What is built: the arguments of cargo, the target, and its name in the laboratory.
-const PROGRAMS: [(&[&str], &str, &str); 6] = [
+const PROGRAMS: [(&[&str], &str, &str); 7] = [
     (&["build", "--package", "vmsg"], "vmsg", "vmsg"),
     (
         &["build", "--package", "tests", "--bin", "revoke-guest"],
@@ -31,6 +31,11 @@ const PROGRAMS: [(&[&str], &str, &str); 6] = [
         &["build", "--package", "tests", "--bin", "clock-cost"],
         "clock-cost",
         "clock-cost",
+    ),
+    (
+        &["build", "--package", "benches", "--bin", "xen-bench"],
+        "xen-bench",
+        "xen-bench",
     ),
     // Its tests that need a block device.
     (

@@ -6,6 +6,15 @@ each_load measure_bus warm 0 >/dev/null
 each_load measure_bus cache 0
 each_load measure_bus direct 1
 report clock "$(clock-cost)"
+step connect 5 connect 5
+step bring-up 20 bring-up 20
+step message 500 message 500
+
+# dom0 has put it before PVH guests.
+if grep -q memmap= /proc/cmdline; then
+    step mmio-bring-up 20 mmio-bring-up 20
+    each_load measure_mmio mmio
+fi
 
 modprobe xen-blkfront
 wait_until 30 test -b /dev/xvda || fail "blkfront made no xvda"

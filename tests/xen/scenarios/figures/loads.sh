@@ -17,6 +17,23 @@ measure_bus() {
     report "$1-$3-sends" "$(of_bench sends_per_request)"
 }
 
+# measure_mmio PATH NAME PATTERN BYTES DEPTH REQUESTS: reads the virtio-mmio disk of this guest.
+measure_mmio() {
+    stride=1
+    [ "$3" = read ] || stride=1000003 # that of the others
+    step "$1-$2" "$6" mmio-read "$4" $stride "$5" "$6"
+}
+
+# step KEY COUNT ARGUMENT...: has xen-bench do something COUNT times; reports what one of them took, and what a thousand of them
+# asked of the other side.
+step() {
+    key=$1 count=$2
+    shift 2
+    cost=$(xen-bench "$@") || fail "xen-bench $* failed"
+    figure "$key" "$count" "${cost% *}"
+    report "$key-asked" $((${cost#* } * 1000 / count))
+}
+
 of_bench() { sed -n "s/.*\"$1\": *\([0-9.e-]*\).*/\1/p" /tmp/bench.json; }
 
 # figure KEY REQUESTS SECONDS: reports nanoseconds per request, which are instructions when the machine counts them.
