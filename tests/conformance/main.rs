@@ -4,6 +4,7 @@ mod batches;
 mod bring_up;
 mod buses;
 mod configuration;
+mod copies;
 mod devices;
 mod grant_addresses;
 mod memory_contract;

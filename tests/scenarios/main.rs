@@ -14,4 +14,5 @@ mod shared_bus;
 
 mod shortage;
 mod store_flood;
+mod system_calls;
 mod xenstore_tools;

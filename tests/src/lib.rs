@@ -20,7 +20,7 @@ pub use disk::{make_disk, pattern, write_pattern};
 pub use frontend_shim::Pool;
 pub use grant_disk::{GrantDisk, GrantRequest, address};
 pub use machine::{Holdings, Machine};
-pub use process::{Ended, Process, line, vmsg};
+pub use process::{Ended, Process, keep_to_one_processor, line, vmsg};
 pub use random::Random;
 pub use raw_backend::{Honest, Lies, RAW_SECTORS, RawBackend, RawQueue};
 pub use raw_guest::{RawDisk, RawGuest};

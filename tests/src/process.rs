@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use xen_types::DomId;
 
 use crate::{LIMIT, Machine};
@@ -144,6 +145,17 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill_now();
     }
+}
+
+/// Keeps this thread, and whatever it starts, to one processor. There nobody looks for events
+/// without sleeping, so that what is in flight together is served together, however long anything
+/// takes: counts are exact.
+pub fn keep_to_one_processor() {
+    let allowed = sched_getaffinity(None).expect("processors");
+    let last = (0..CpuSet::MAX_CPU).rfind(|cpu| allowed.is_set(*cpu));
+    let mut one = CpuSet::new();
+    one.set(last.expect("a processor"));
+    sched_setaffinity(None, &one).expect("one processor");
 }
 
 /// The executable `vmsg`, in the directory to which this test was built.
