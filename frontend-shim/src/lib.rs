@@ -14,6 +14,7 @@
 )]
 
 mod bring_up;
+mod clock;
 mod disk;
 mod error;
 mod frontend;

@@ -1,6 +1,7 @@
 //! The frontend's end of a connection: ring, port and bus (binding sections 4 and 6).
 
-use std::time::{Duration, Instant as Clock};
+use std::sync::Arc;
+use std::time::{Duration, Instant as Moment};
 
 use guest_memory::Access;
 use virtio_msg::wire::{MaxMessageSize, MsgId};
@@ -13,6 +14,7 @@ use xen_bus::ring::{MessageRing, RingCounters, SendError};
 use xen_hal::{EventChannels, GrantedPages, Platform, RevokeError};
 use xen_types::{AreaId, DomId, EvtchnPort};
 
+use crate::clock::Clock;
 use crate::error::FrontendError;
 use crate::instance::Instance;
 use crate::news::News;
@@ -50,6 +52,14 @@ impl Default for LinkOptions {
     }
 }
 
+/// What a link needs of this machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Host<'a> {
+    pub(crate) platform: &'a Platform,
+    pub(crate) channels: &'a EventChannels,
+    pub(crate) clock: &'a Arc<Clock>,
+}
+
 /// A connection.
 #[derive(Debug)]
 pub struct Link {
@@ -65,21 +75,20 @@ pub struct Link {
     pool: Option<Pool>,
     /// Buffers are named by their grants.
     grant_addresses: bool,
-    epoch: Clock,
+    clock: Arc<Clock>,
     frame: Vec<u8>,
     /// The port is masked since an event came.
     masked: bool,
     /// Events without work in a row.
     idle_events: u32,
     /// Not before this moment is the next event acknowledged.
-    hold: Option<Clock>,
+    hold: Option<Moment>,
 }
 
 impl Link {
     /// Allocates ring and port, writes the ring's header, and gives the keys to publish.
     pub(crate) fn create(
-        platform: &Platform,
-        channels: &EventChannels,
+        host: Host<'_>,
         instance: &Instance,
         offer: &BackendOffer,
         options: LinkOptions,
@@ -90,7 +99,8 @@ impl Link {
         let layout = offer
             .layout(options.ring_page_order, options.message_size.into())
             .map_err(|error| FrontendError::Offer(error.into()))?;
-        let ring_pages = platform
+        let ring_pages = host
+            .platform
             .grant_pages(instance.backend, layout.pages(), Access::Write)
             .map_err(|source| FrontendError::Grant { handle, source })?;
         let window = ring_pages
@@ -100,7 +110,7 @@ impl Link {
             .map_err(|error| internal(handle, &error))?;
         let ring = MessageRing::create(window, layout, offer.session)
             .map_err(|error| internal(handle, &error))?;
-        let port = channels.alloc_unbound(instance.backend)?;
+        let port = host.channels.alloc_unbound(instance.backend)?;
         let keys = FrontendKeys {
             session: offer.session,
             revision: offer.revision,
@@ -121,7 +131,7 @@ impl Link {
             handle,
             number,
             backend: instance.backend,
-            platform: platform.clone(),
+            platform: host.platform.clone(),
             port,
             ring,
             ring_pages,
@@ -129,7 +139,7 @@ impl Link {
             news: News::default(),
             pool: None,
             grant_addresses: keys.grant_addresses,
-            epoch: Clock::now(),
+            clock: host.clock.clone(),
             frame: vec![0; usize::from(layout.message_size())],
             masked: false,
             idle_events: 0,
@@ -156,10 +166,10 @@ impl Link {
         MaxMessageSize::new(self.ring.layout().message_size().into()).unwrap_or(MaxMessageSize::MIN)
     }
 
-    /// The clock of the bus.
+    /// The clock of the bus, as of the last tick.
     #[must_use]
     pub fn now(&self) -> Instant {
-        Instant(u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        Instant(u64::try_from(self.clock.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
     /// What the ring counted.
@@ -235,13 +245,13 @@ impl Link {
     pub(crate) fn event(&mut self) {
         self.masked = true;
         if self.idle_events >= FREE_EVENTS {
-            self.hold = Clock::now().checked_add(HOLD);
+            self.hold = self.clock.exact().checked_add(HOLD);
         }
     }
 
     /// Acknowledges an event if one came and the time for it has: before the ring is looked at.
     pub(crate) fn acknowledge(&mut self, channels: &EventChannels) -> Result<(), FrontendError> {
-        self.hold = self.hold.filter(|until| *until > Clock::now());
+        self.hold = self.hold.filter(|until| !self.clock.has_passed(*until));
         if self.masked && self.hold.is_none() {
             self.masked = false;
             channels.unmask(&[self.port])?;
@@ -285,9 +295,9 @@ impl Link {
     }
 
     /// When the bus wants to look at its timers, or an event is due to be acknowledged.
-    pub(crate) fn deadline(&self) -> Option<Clock> {
+    pub(crate) fn deadline(&self) -> Option<Moment> {
         let bus = self.bus.poll_timeout();
-        let bus = bus.and_then(|at| self.epoch.checked_add(Duration::from_nanos(at.0)));
+        let bus = bus.map(|at| self.clock.at(Duration::from_nanos(at.0)));
         [bus, self.hold].into_iter().flatten().min()
     }
 

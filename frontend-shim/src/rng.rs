@@ -1,8 +1,6 @@
 //! An entropy device on the bus: one request at a time (virtio 1.4 section 5.4; the device side is
 //! taken for hostile: what it gives is as random as its host is honest).
 
-use std::time::Instant;
-
 use guest_memory::{Access, AddressSpace as _};
 use virtio_msg::Features;
 use virtqueue::DriverQueue;
@@ -112,7 +110,7 @@ impl Rng {
     /// Waits for the end of the request; how many bytes the device says that it wrote.
     fn wait_for(&mut self, frontend: &mut Frontend, head: u16) -> Result<u32, FrontendError> {
         let limit = frontend.limits().request;
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = frontend.now().checked_add(limit);
         loop {
             let used = self.queue.pop_used();
             match used.map_err(|error| self.failed(error))? {

@@ -3,6 +3,7 @@
 mod batches;
 mod bring_up;
 mod buses;
+mod clock;
 mod configuration;
 mod copies;
 mod devices;

@@ -18,6 +18,7 @@ mod export;
 mod frontend;
 mod hosted;
 mod interrupt;
+mod latency;
 mod list;
 mod load;
 mod logging;

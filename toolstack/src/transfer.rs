@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use frontend_shim::{Disk, Frontend, MAX_REQUEST, Operation, SECTOR};
 
+use crate::latency::Latencies;
+
 /// Bytes of a sector.
 const SECTOR_BYTES: usize = 512;
 
@@ -137,7 +139,7 @@ pub(crate) fn compare(
     }
 }
 
-/// Reads single blocks one after the other: latencies of `count` requests.
+/// Reads single blocks one after the other: latencies of `count` requests, in ascending order.
 pub(crate) fn latencies(
     frontend: &mut Frontend,
     disk: &mut Disk,
@@ -146,15 +148,16 @@ pub(crate) fn latencies(
 ) -> anyhow::Result<Vec<Duration>> {
     let block = block.min(usize::try_from(disk.bytes()).unwrap_or(usize::MAX));
     let blocks = (disk.bytes() / block as u64).max(1);
-    let mut latencies = Vec::with_capacity(count);
+    let mut latencies = Latencies::new(disk.slots());
     for step in 0..count as u64 {
         // A stride that visits blocks all over the disk.
         let at = step.wrapping_mul(7919) % blocks;
         let sector = at * (block as u64 / SECTOR);
         let finished = disk.run(frontend, Operation::Read { sector, len: block })?;
-        latencies.push(finished.latency);
+        latencies.look(&[finished.slot]);
+        latencies.begin(finished.slot);
     }
-    Ok(latencies)
+    Ok(latencies.sorted())
 }
 
 /// A read of a part of the disk.

@@ -50,7 +50,7 @@ impl Disk {
         self.segments = [readable, writable];
         let head = head.map_err(|error| self.failed(error))?;
         if let Some(slot) = self.slots.get_mut(slot) {
-            slot.busy = Some((head, operation, Instant::now()));
+            slot.busy = Some((head, operation, frontend.now()));
         }
         if self.queue.publish() {
             let next = self.queue.offered();
@@ -62,25 +62,36 @@ impl Disk {
     /// Waits for the next request to end.
     ///
     /// # Errors
-    /// The device failed the request or broke the queue, the connection ended, or nothing
-    /// happened for a minute.
+    /// The device failed the request or broke the queue, nothing is in flight, the connection ended,
+    /// or a request took longer than a minute.
     pub fn finish(&mut self, frontend: &mut Frontend) -> Result<Finished, FrontendError> {
-        let deadline = Instant::now().checked_add(self.limit);
         loop {
-            if let Some(finished) = self.poll(frontend)? {
-                let why = match finished.status {
-                    Status::Ok => return Ok(finished),
-                    Status::IoError => "failed: I/O error",
-                    Status::Unsupported => "is not supported",
-                };
-                let operation = finished.operation;
-                return Err(self.failed(format_args!("{operation} {why}")));
+            if let Some(finished) = self.finished(frontend)? {
+                return Ok(finished);
             }
-            if !frontend.wait_before(deadline)? {
-                return Err(self.timeout(frontend));
-            }
+            // Whether it has passed is what the next look finds out, also if the wait never sleeps.
+            let deadline = self.deadline();
+            let deadline = deadline.ok_or_else(|| self.failed("has no request in flight"))?;
+            frontend.wait(Some(deadline))?;
             frontend.pump()?;
         }
+    }
+
+    /// As [`Disk::finish`], but never waits: `None` if nothing has ended.
+    ///
+    /// # Errors
+    /// As [`Disk::finish`].
+    pub fn finished(&mut self, frontend: &mut Frontend) -> Result<Option<Finished>, FrontendError> {
+        let Some(finished) = self.poll(frontend)? else {
+            return Ok(None);
+        };
+        let why = match finished.status {
+            Status::Ok => return Ok(Some(finished)),
+            Status::IoError => "failed: I/O error",
+            Status::Unsupported => "is not supported",
+        };
+        let operation = finished.operation;
+        Err(self.failed(format_args!("{operation} {why}")))
     }
 
     /// The next request that has ended, if there is one; never waits. What the device said of the
@@ -101,12 +112,12 @@ impl Disk {
         }
         frontend.watch_device(self.dev_num)?;
         match self.deadline() {
-            Some(deadline) if deadline <= Instant::now() => Err(self.timeout(frontend)),
+            Some(deadline) if frontend.has_passed(deadline) => Err(self.timeout(frontend)),
             _ => Ok(None),
         }
     }
 
-    /// When the oldest request in flight will have taken too long.
+    /// When the oldest request in flight will have taken too long; a tick of the clock too early at most.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let busy = self.slots.iter().filter_map(|slot| slot.busy);
@@ -134,13 +145,13 @@ impl Disk {
         let found = (0..)
             .zip(&mut self.slots)
             .find_map(|(index, slot)| match slot.busy {
-                Some((used, operation, since)) if used == head => {
+                Some((used, operation, _)) if used == head => {
                     slot.busy = None;
-                    Some((index, slot.control, operation, since))
+                    Some((index, slot.control, operation))
                 }
                 _ => None,
             });
-        let (slot, control, operation, since) = found
+        let (slot, control, operation) = found
             .ok_or_else(|| self.failed(format_args!("used head {head}, which is no request")))?;
         let pool = self.pool(frontend)?;
         let status = pool
@@ -161,7 +172,6 @@ impl Disk {
             slot,
             operation,
             status,
-            latency: since.elapsed(),
         })
     }
 

@@ -1,7 +1,6 @@
 //! Block requests and what becomes of them (virtio 1.4 section 5.2.6).
 
 use std::fmt;
-use std::time::Duration;
 
 /// Bytes of a sector, the unit of the protocol.
 pub const SECTOR: u64 = 512;
@@ -96,8 +95,6 @@ pub struct Finished {
     pub operation: Operation,
     /// What became of it.
     pub status: Status,
-    /// From its submission to the moment its completion was seen.
-    pub latency: Duration,
 }
 
 #[cfg(test)]

@@ -4,11 +4,13 @@
 //! One thread, one caller. [`Frontend::pump`] does what can be done at once; [`Frontend::wait`]
 //! sleeps until the backend or XenStore has something to say.
 
+mod alarm;
 mod devices;
 mod session;
 mod turn;
 
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_msg::wire::MsgId;
@@ -19,10 +21,12 @@ use xen_hal::{EventChannels, GrantedPages, Platform, PlatformSpec, StorePath};
 use xen_types::EvtchnPort;
 use xenstore::{Client, RequestCounts, Tree as _};
 
+use crate::clock::Clock;
 use crate::error::FrontendError;
 use crate::instance::{FrontendLock, Instance};
 use crate::link::{Link, LinkOptions};
 
+use alarm::Alarm;
 pub use devices::Wants;
 use turn::Readable;
 pub use turn::Watched;
@@ -67,6 +71,8 @@ pub struct Frontend {
     _lock: FrontendLock,
     options: LinkOptions,
     limits: Limits,
+    clock: Arc<Clock>,
+    alarm: Alarm,
     handshake: FrontendHandshake,
     link: Option<Link>,
     /// How often a connection was begun.
@@ -107,6 +113,8 @@ impl Frontend {
             _lock: lock,
             options: LinkOptions::default(),
             limits: Limits::default(),
+            clock: Arc::new(Clock::start()),
+            alarm: Alarm::new()?,
             handshake: FrontendHandshake::started(),
             link: None,
             connections: 0,
@@ -144,7 +152,7 @@ impl Frontend {
     /// # Errors
     /// No backend within `limit`; the message says how far it came.
     pub fn connect(&mut self, limit: Duration) -> Result<(), FrontendError> {
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = self.now().checked_add(limit);
         loop {
             self.pump()?;
             if self.is_connected() {
@@ -154,6 +162,22 @@ impl Frontend {
                 return Err(self.no_backend(limit));
             }
         }
+    }
+
+    /// The time as of the last tick, for limits of seconds: no request pays for a look at the clock.
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    /// Whether a moment has passed.
+    pub(crate) fn has_passed(&self, at: Instant) -> bool {
+        self.clock.has_passed(at)
+    }
+
+    /// How often the exact time was asked for, which can cost a system call or a trap.
+    #[must_use]
+    pub fn clock_reads(&self) -> u64 {
+        self.clock.exact_reads()
     }
 
     /// Whether messages flow.
@@ -272,7 +296,7 @@ impl Frontend {
         what: impl Display,
         mut wanted: impl FnMut(&mut Link) -> Option<T>,
     ) -> Result<T, FrontendError> {
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = self.now().checked_add(limit);
         loop {
             if let Some(found) = wanted(self.link()?) {
                 return Ok(found);
@@ -301,7 +325,7 @@ impl Frontend {
     pub fn leave(mut self, limit: Duration) -> Result<(), FrontendError> {
         self.handshake.leave();
         self.look = true;
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = self.now().checked_add(limit);
         loop {
             self.pump()?;
             if self.handshake.is_over() {

@@ -2,7 +2,6 @@
 //! (binding section 3).
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use xen_bus::handshake::{
     FrontendCommand, FrontendSeen, Look, Outcome, RETRY_DELAY, STEPS_PER_TURN, XenbusState,
@@ -13,7 +12,7 @@ use xenstore::{StoreError, Tree as _};
 
 use super::Frontend;
 use crate::error::FrontendError;
-use crate::link::{Link, revoke_all};
+use crate::link::{Host, Link, revoke_all};
 
 impl Frontend {
     /// Takes the steps that are due, and looks again after each.
@@ -32,7 +31,7 @@ impl Frontend {
             let look = self.handshake.done(outcome);
             self.arm_wait();
             if look == Look::Later {
-                self.retry_at = Instant::now().checked_add(RETRY_DELAY);
+                self.retry_at = self.now().checked_add(RETRY_DELAY);
                 return Ok(());
             }
         }
@@ -43,8 +42,7 @@ impl Frontend {
     fn arm_wait(&mut self) {
         let wait = self.handshake.wait();
         if wait != self.wait.map(|(wait, _)| wait) {
-            self.wait =
-                wait.and_then(|wait| Some((wait, Instant::now().checked_add(wait.limit())?)));
+            self.wait = wait.and_then(|wait| Some((wait, self.now().checked_add(wait.limit())?)));
         }
     }
 
@@ -109,9 +107,13 @@ impl Frontend {
             return Ok(false);
         }
         self.connections += 1;
+        let host = Host {
+            platform: &self.platform,
+            channels: &self.channels,
+            clock: &self.clock,
+        };
         let (link, keys) = Link::create(
-            &self.platform,
-            &self.channels,
+            host,
             &self.instance,
             &offer,
             self.options,

@@ -1,6 +1,7 @@
 //! What a frontend does while it runs: takes events, watches and timers, moves messages, sleeps
 //! (binding section 4).
 
+use std::cell::Cell;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -72,7 +73,7 @@ impl Frontend {
     /// As [`Frontend::wait`], but false also if there is always something to do: a backend that
     /// never stops sending does not outlast a deadline.
     pub(crate) fn wait_before(&mut self, deadline: Option<Instant>) -> Result<bool, FrontendError> {
-        let in_time = deadline.is_none_or(|deadline| Instant::now() < deadline);
+        let in_time = deadline.is_none_or(|deadline| !self.has_passed(deadline));
         Ok(in_time && self.wait(deadline)?)
     }
 
@@ -94,24 +95,51 @@ impl Frontend {
             at_once = !self.check(slept)?.unwrap_or(false);
         }
         at_once |= self.look || self.store.has_event();
-        let now = Instant::now();
-        if !at_once && deadline.is_some_and(|deadline| deadline <= now) {
+        if !at_once && deadline.is_some_and(|deadline| self.has_passed(deadline)) {
             return Ok(false);
         }
-        let bus = self.link.as_ref().and_then(Link::deadline);
-        let at_once = at_once.then_some(now);
-        let wait = self.wait.map(|(_, at)| at);
-        let timeout = [at_once, deadline, self.retry_at, wait, bus]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|at| at.saturating_duration_since(now));
-        let own = [self.store.as_fd(), self.channels.as_fd()];
+        let timeout = match at_once {
+            true => Some(Duration::ZERO),
+            false => self.time_out(deadline)?,
+        };
+        let own = [
+            self.store.as_fd(),
+            self.channels.as_fd(),
+            self.alarm.as_fd(),
+        ];
         let readable = &mut self.readable;
         let ask = |timeout| poll_all(own, readable, others, timeout);
-        match self.patience.wait(timeout, || now.elapsed(), ask) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(true),
-            Err(error) => Err(std::io::Error::from(error).into()),
+        // Whoever never looks for an event before sleeping needs no clock.
+        let (clock, begin) = (&self.clock, Cell::new(None));
+        let elapsed = || match begin.get() {
+            Some(begin) => clock.exact().saturating_duration_since(begin),
+            None => {
+                begin.set(Some(clock.exact()));
+                Duration::ZERO
+            }
+        };
+        match self.patience.wait(timeout, elapsed, ask) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(std::io::Error::from(error).into()),
+        }
+        if std::mem::take(&mut self.readable.alarm) {
+            self.alarm.went_off()?;
+        }
+        Ok(true)
+    }
+
+    /// The time-out of a sleep until `deadline`, or until a timer of the bus before it; none if the
+    /// alarm covers that.
+    fn time_out(&mut self, deadline: Option<Instant>) -> Result<Option<Duration>, FrontendError> {
+        let bus = self.link.as_ref().and_then(Link::deadline);
+        let wait = self.wait.map(|(_, at)| at);
+        let first = [deadline, self.retry_at, wait, bus]
+            .into_iter()
+            .flatten()
+            .min();
+        match first {
+            Some(first) => Ok(self.alarm.cover(first, &self.clock)?),
+            None => Ok(None),
         }
     }
 
@@ -147,13 +175,12 @@ impl Frontend {
     }
 
     fn take_timers(&mut self) {
-        let now = Instant::now();
-        if self.retry_at.is_some_and(|at| at <= now) {
+        if self.retry_at.is_some_and(|at| self.has_passed(at)) {
             self.retry_at = None;
             self.look = true;
         }
         if let Some((wait, at)) = self.wait
-            && at <= now
+            && self.has_passed(at)
         {
             self.wait = None;
             self.handshake.timed_out(wait);
@@ -173,21 +200,27 @@ impl Frontend {
 pub(super) struct Readable {
     store: bool,
     channels: bool,
+    alarm: bool,
 }
 
 impl Readable {
-    fn of(polled: &[PollFd<'_>; 2]) -> Self {
-        let [store, channels] = polled.each_ref().map(|polled| !polled.revents().is_empty());
-        Self { store, channels }
+    fn of(polled: &[PollFd<'_>; 3]) -> Self {
+        let [store, channels, alarm] = polled.each_ref().map(|polled| !polled.revents().is_empty());
+        Self {
+            store,
+            channels,
+            alarm,
+        }
     }
 }
 
-/// Nobody has looked.
+/// Nobody has looked: then only a look tells.
 impl Default for Readable {
     fn default() -> Self {
         Self {
             store: true,
             channels: true,
+            alarm: false,
         }
     }
 }
@@ -218,7 +251,7 @@ impl<'fd> Watched<'fd> {
 
 /// Whether any is ready.
 fn poll_all(
-    own: [BorrowedFd<'_>; 2],
+    own: [BorrowedFd<'_>; 3],
     readable: &mut Readable,
     others: &mut [Watched<'_>],
     timeout: Option<Duration>,

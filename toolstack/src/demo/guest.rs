@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use xen_hal::PlatformSpec;
 
 use crate::frontend::{connect, leave};
-use crate::load::percentile;
+use crate::latency::percentile;
 use crate::transfer::{self, Figures};
 
 /// Reads that are timed, and counted, one at a time.
@@ -77,7 +77,7 @@ pub(crate) fn guest(spec: &PlatformSpec, options: &GuestOptions) -> anyhow::Resu
     })?;
 
     pause()?;
-    let mut latencies = transfer::latencies(&mut frontend, &mut disk, SINGLE_READS, SINGLE_BYTES)?;
+    let latencies = transfer::latencies(&mut frontend, &mut disk, SINGLE_READS, SINGLE_BYTES)?;
     pause()?;
 
     let mut told = 0;
@@ -101,7 +101,6 @@ pub(crate) fn guest(spec: &PlatformSpec, options: &GuestOptions) -> anyhow::Resu
     .context("reading back what was written")?;
     disk.close(&mut frontend)?;
     leave(frontend)?;
-    latencies.sort_unstable();
     say(&Line::Done(GuestFigures {
         read,
         write,
