@@ -7,7 +7,8 @@ use xen_bus::handshake::XenbusState;
 use xen_bus::keys::KeyError;
 use xen_bus::messages::AreaResult;
 use xen_bus::ring::RingFault;
-use xen_hal::{EvtchnError, GrantError, OpenError};
+use xen_hal::{EvtchnError, GrantError, OpenError, PlatformSpec};
+use xen_types::DomId;
 use xenstore::StoreError;
 
 /// Device types of which somebody may have one (virtio 1.4 section 5).
@@ -214,6 +215,22 @@ impl FrontendError {
 fn kind(device_id: u32) -> &'static str {
     let known = KINDS.iter().find(|(id, _)| *id == device_id);
     known.map_or("a device of another kind", |(_, name)| name)
+}
+
+/// What starts the backend of a domain, for who reads it to type.
+#[must_use]
+pub fn backend_command(spec: &PlatformSpec, backend_id: DomId) -> String {
+    match spec {
+        PlatformSpec::Xen if backend_id == DomId::DOM0 => "`vmsg backend`".into(),
+        PlatformSpec::Xen => format!("`vmsg backend` in domain {backend_id}"),
+        PlatformSpec::Hosted { dir, .. } => {
+            let spec = PlatformSpec::Hosted {
+                dir: dir.clone(),
+                domid: backend_id,
+            };
+            format!("`vmsg --platform {spec} backend`")
+        }
+    }
 }
 
 #[cfg(test)]

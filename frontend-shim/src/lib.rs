@@ -28,7 +28,7 @@ mod runs;
 pub use disk::{
     BLK_DEVICE_ID, Disk, DiskOptions, Finished, MAX_REQUEST, Operation, SECTOR, Status,
 };
-pub use error::FrontendError;
+pub use error::{FrontendError, backend_command};
 pub use frontend::{Frontend, Limits, Wants, Watched, open_platform};
 pub use instance::Instance;
 pub use link::{Link, LinkOptions};

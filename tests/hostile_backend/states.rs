@@ -22,7 +22,13 @@ fn a_backend_that_never_offers_anything() {
     );
     assert_says(
         &error.to_string(),
-        &["bus 0", "domain 0", "state 1", "start `vmsg backend`"],
+        &[
+            "bus 0",
+            "domain 0",
+            "state 1",
+            "start `vmsg --platform hosted:",
+            ",0 backend`",
+        ],
     );
 }
 

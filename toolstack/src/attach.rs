@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use frontend_shim::backend_command;
 use xen_bus::config::{ConfigError, DeviceConfig};
 use xen_hal::PlatformSpec;
 use xen_types::{DomId, parse_decimal};
@@ -80,7 +81,7 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
         Answer::Ready => output::print(format_args!("{bus} device {number}: ready"))?,
         Answer::Nobody => output::print(format_args!(
             "{bus} device {number}: waits for a backend (start {})",
-            platform::backend_command(spec, bus.backend_id)
+            backend_command(spec, bus.backend_id)
         ))?,
         Answer::Failed(why) => {
             detach::remove_device(&mut store, &bus, number)

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use backend::Gauges;
+use frontend_shim::backend_command;
 use xen_hal::PlatformSpec;
 use xen_types::DomId;
 use xenstore::{Client, StoreError, Transaction, Tree as _};
@@ -212,8 +213,7 @@ fn patience(
 fn missing_backend(spec: &PlatformSpec, bus: &Bus) -> Option<String> {
     let visible = bus.backend_id == DomId::DOM0 || matches!(spec, PlatformSpec::Hosted { .. });
     let gauges = || Gauges::read(&backend::run_dir(spec), bus.backend_id);
-    (visible && matches!(gauges(), Ok(None)))
-        .then(|| platform::backend_command(spec, bus.backend_id))
+    (visible && matches!(gauges(), Ok(None))).then(|| backend_command(spec, bus.backend_id))
 }
 
 fn remove_if_there(tx: &mut Transaction<'_>, path: &str) -> Result<(), StoreError> {

@@ -64,18 +64,3 @@ pub(crate) fn own_domid(store: &mut Client) -> anyhow::Result<DomId> {
             .with_context(|| format!("the node `domid` of this domain is {text:?}, no number")),
     }
 }
-
-/// What starts the backend of a domain, for who reads it to type.
-pub(crate) fn backend_command(spec: &PlatformSpec, backend_id: DomId) -> String {
-    match spec {
-        PlatformSpec::Xen if backend_id == DomId::DOM0 => "`vmsg backend`".into(),
-        PlatformSpec::Xen => format!("`vmsg backend` in domain {backend_id}"),
-        PlatformSpec::Hosted { dir, .. } => {
-            let spec = PlatformSpec::Hosted {
-                dir: dir.clone(),
-                domid: backend_id,
-            };
-            format!("`vmsg --platform {spec} backend`")
-        }
-    }
-}

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use backend::{Gauges, LinkGauges};
+use frontend_shim::backend_command;
 use serde::Serialize;
 use xen_hal::PlatformSpec;
 use xen_hal::hosted::Hypervisor;
@@ -134,7 +135,7 @@ fn ask(spec: &PlatformSpec, own: DomId, backend_id: DomId) -> Option<Gauges> {
     match Gauges::read(&backend::run_dir(spec), backend_id) {
         Ok(Some(gauges)) => Some(gauges),
         Ok(None) => {
-            let command = platform::backend_command(spec, backend_id);
+            let command = backend_command(spec, backend_id);
             tracing::warn!("no backend of domain {backend_id} runs: start {command}");
             None
         }

@@ -22,7 +22,7 @@ use xen_types::EvtchnPort;
 use xenstore::{Client, RequestCounts, Tree as _};
 
 use crate::clock::Clock;
-use crate::error::FrontendError;
+use crate::error::{FrontendError, backend_command};
 use crate::instance::{FrontendLock, Instance};
 use crate::link::{Link, LinkOptions};
 
@@ -64,6 +64,7 @@ impl Default for Limits {
 /// The driver side of one bus instance.
 #[derive(Debug)]
 pub struct Frontend {
+    spec: PlatformSpec,
     platform: Platform,
     store: Client,
     channels: EventChannels,
@@ -106,6 +107,7 @@ impl Frontend {
         store.watch(&instance.peer("state"), WATCH_STATE)?;
         store.watch(&instance.peer("online"), WATCH_ONLINE)?;
         Ok(Self {
+            spec: spec.clone(),
             channels: platform.event_channels()?,
             platform,
             store,
@@ -351,7 +353,10 @@ impl Frontend {
                 format!("it says: {}", String::from_utf8_lossy(&error))
             }
             (.., XenbusState::Unknown) => "its directory is gone".into(),
-            (.., XenbusState::Initialising) => "no backend runs there: start `vmsg backend`".into(),
+            (.., XenbusState::Initialising) => {
+                let command = backend_command(&self.spec, self.instance.backend);
+                format!("no backend runs there: start {command}")
+            }
             _ => "it does not go on".into(),
         };
         FrontendError::NoBackend {
