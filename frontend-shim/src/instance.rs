@@ -27,8 +27,6 @@ pub struct Instance {
     pub backend: DomId,
     /// The backend's directory.
     pub backend_path: String,
-    /// The backend's state, as far as it can be read.
-    pub backend_state: XenbusState,
 }
 
 impl Instance {
@@ -68,15 +66,20 @@ impl Instance {
         let (Some(backend), Some(backend_path)) = (backend, backend_path) else {
             return Ok(None);
         };
-        let backend_state = store
-            .read_opt(&format!("{backend_path}/state"))?
-            .map_or(XenbusState::Unknown, |text| XenbusState::parse(&text));
         Ok(Some(Self {
             handle,
             backend,
             backend_path,
-            backend_state,
         }))
+    }
+
+    /// The backend's state, as far as it can be read.
+    ///
+    /// # Errors
+    /// XenStore fails.
+    pub fn backend_state(&self, store: &mut Client) -> Result<XenbusState, StoreError> {
+        let text = store.read_opt(&self.peer("state"))?;
+        Ok(text.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text)))
     }
 
     /// The path of a key of the own directory.

@@ -9,12 +9,11 @@ use crate::stage::{Stage, assert_says};
 #[test]
 fn an_offer_that_is_none_is_refused_with_the_name_of_the_key() {
     let long = [b'9'; 4000];
-    let rows: [(&str, &[u8]); 12] = [
+    let rows: [(&str, &[u8]); 11] = [
         ("bus-version", b"2"),
         ("bus-version", b""),
         ("revision", b"0"),
         ("revision", b"4294967297"),
-        ("transport-features", b"12"),
         ("max-message-size", b"51"),
         ("max-message-size", b"8129"),
         ("max-ring-page-order", b"5"),
@@ -27,7 +26,10 @@ fn an_offer_that_is_none_is_refused_with_the_name_of_the_key() {
         let stage = Stage::new();
         let error = stage.play(
             |backend, _| backend.offer(&[(key, value)]),
-            |mut frontend| frontend.connect(LIMIT).unwrap_err(),
+            |mut frontend| {
+                frontend.name_grants();
+                frontend.connect(LIMIT).unwrap_err()
+            },
         );
         assert_says(
             &error.to_string(),
@@ -36,4 +38,19 @@ fn an_offer_that_is_none_is_refused_with_the_name_of_the_key() {
         let holdings = stage.machine.holdings(stage.bus.guest);
         assert_eq!(holdings, tests::Holdings::default(), "{key}");
     }
+}
+
+#[test]
+fn an_offer_of_what_nobody_wants_is_not_even_looked_at() {
+    let stage = Stage::new();
+    stage.play(
+        |backend, _| {
+            backend.offer(&[
+                ("transport-features", b"12"),
+                ("feature-grant-addresses", b"yes"),
+            ]);
+            backend.connect();
+        },
+        |mut frontend| frontend.connect(LIMIT).unwrap(),
+    );
 }

@@ -91,12 +91,12 @@ pub(crate) fn leave(frontend: Frontend) -> anyhow::Result<()> {
 }
 
 fn list(spec: &PlatformSpec, json: bool) -> anyhow::Result<()> {
-    let (platform, mut store) = open_platform(spec)?;
+    let (_platform, mut store) = open_platform(spec)?;
     let instances = Instance::list(&mut store)?;
-    drop((platform, store));
     let mut rows = Vec::new();
     for instance in &instances {
-        if let Err(error) = look(spec, instance, &mut rows) {
+        let state = instance.backend_state(&mut store)?;
+        if let Err(error) = look(spec, instance, state, &mut rows) {
             rows.push(Row::of_bus(instance, &error));
         }
     }
@@ -123,10 +123,11 @@ fn list(spec: &PlatformSpec, json: bool) -> anyhow::Result<()> {
 fn look(
     spec: &PlatformSpec,
     instance: &Instance,
+    state: XenbusState,
     rows: &mut Vec<Row>,
 ) -> Result<(), FrontendError> {
     let mut frontend = Frontend::open(spec, instance.handle)?;
-    frontend.connect(match instance.backend_state {
+    frontend.connect(match state {
         XenbusState::Unknown | XenbusState::Initialising | XenbusState::Closed => ABSENT_LIMIT,
         _ => CONNECT_LIMIT,
     })?;

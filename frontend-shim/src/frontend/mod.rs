@@ -80,7 +80,10 @@ pub struct Frontend {
     connections: u64,
     /// Pages of former sessions that could not be revoked yet.
     quarantine: Vec<GrantedPages>,
+    /// What is in XenStore may have changed.
     look: bool,
+    /// `online` as it was read, until its watch says that it was written.
+    online: Option<bool>,
     retry_at: Option<Instant>,
     wait: Option<(Wait, Instant)>,
     readable: Readable,
@@ -122,6 +125,7 @@ impl Frontend {
             connections: 0,
             quarantine: Vec::new(),
             look: true,
+            online: None,
             retry_at: None,
             wait: None,
             readable: Readable::default(),

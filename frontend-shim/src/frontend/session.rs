@@ -34,6 +34,11 @@ impl Frontend {
                 self.retry_at = self.now().checked_add(RETRY_DELAY);
                 return Ok(());
             }
+            if self.handshake.session().is_some() {
+                // From here all depends on the backend's state and session, as they were seen. Its
+                // next session comes with a state, so the watch tells of both.
+                return Ok(());
+            }
         }
         self.look = true;
         Ok(())
@@ -46,17 +51,30 @@ impl Frontend {
         }
     }
 
-    /// The session is read before the state, so that the state is never the older of the two.
+    /// The session is read before the state, so that the state is never the older of the two. The own
+    /// state is read while it matters, which it does not in a session; `online` when it was written.
     fn look_at_store(&mut self) -> Result<FrontendSeen, StoreError> {
-        let own = self.store.read_opt(&self.instance.own("state"))?;
+        let own = match self.handshake.session() {
+            None => self.store.read_opt(&self.instance.own("state"))?,
+            Some(_) => None,
+        };
         let session = self.store.read_opt(&self.instance.peer("session"))?;
         let backend = self.store.read_opt(&self.instance.peer("state"))?;
-        let online = self.store.read_opt(&self.instance.peer("online"))?;
+        let online = match self.online {
+            Some(online) => online,
+            None => {
+                self.store
+                    .read_opt(&self.instance.peer("online"))?
+                    .as_deref()
+                    == Some(b"1")
+            }
+        };
+        self.online = Some(online);
         Ok(FrontendSeen {
             own: own.map(|text| XenbusState::parse(&text)),
             session: session.and_then(|text| parse_decimal(&text)).map(Session),
             backend: backend.map(|text| XenbusState::parse(&text)),
-            online: online.as_deref() == Some(b"1"),
+            online,
         })
     }
 
@@ -97,7 +115,13 @@ impl Frontend {
     /// backend offers another session by now.
     fn share(&mut self, session: Session) -> Result<bool, FrontendError> {
         let mut offered = BTreeMap::new();
-        for key in BackendOffer::KEYS {
+        // What is not wanted counts as not offered.
+        let wanted = |key: &&str| match *key {
+            "transport-features" => false,
+            "feature-grant-addresses" => self.options.grant_addresses,
+            _ => true,
+        };
+        for key in BackendOffer::KEYS.into_iter().filter(wanted) {
             if let Some(value) = self.store.read_opt(&self.instance.peer(key))? {
                 offered.insert(key.to_owned(), value);
             }

@@ -168,6 +168,7 @@ impl Frontend {
         while let Some(event) = self.store.next_event()? {
             if event.token == WATCH_ONLINE {
                 self.handshake.online_written();
+                self.online = None;
             }
             self.look = true;
         }

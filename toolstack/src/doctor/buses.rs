@@ -29,7 +29,7 @@ pub(super) fn look(spec: &PlatformSpec) -> anyhow::Result<Vec<Bus>> {
             handle: instance.handle,
             backend: instance.backend,
             own: own.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text)),
-            peer: instance.backend_state,
+            peer: instance.backend_state(&mut store)?,
         });
     }
     Ok(buses)
