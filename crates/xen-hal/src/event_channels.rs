@@ -73,7 +73,7 @@ impl EventChannels {
     /// Appends the ports that have an event, and masks them. Never waits; empties the
     /// descriptor, so that an edge-triggered poller hears of the next event.
     pub fn pending(&mut self, out: &mut Vec<EvtchnPort>) -> io::Result<()> {
-        match &self.0 {
+        match &mut self.0 {
             Inner::Xen(evtchn) => evtchn.pending(out),
             Inner::Hosted(events) => events.pending(out),
         }
