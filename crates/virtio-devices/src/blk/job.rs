@@ -1,6 +1,7 @@
 //! A request that waits: what the engine does, and what its queue is owed afterwards.
 //!
-//! It owns leases of all memory it names, so that the memory outlives it whatever happens.
+//! It owns leases of all memory it names, so that the memory outlives it whatever happens. Requests
+//! that would run one after the other anyway go to a thread as a chain of jobs.
 
 use std::fmt;
 use std::io;
@@ -19,6 +20,10 @@ use crate::ranges::{RANGES_MAX, Unreachable, put_last, skip, take};
 /// Room for leases that a spare box keeps: a request of `seg_max`, while a guest that sends longer
 /// ones does not make us hold memory for good.
 const SPARE_LEASES: usize = 128;
+
+/// Bytes that a chain of jobs moves before it wakes its device: small requests share a wake-up, while
+/// the driver gets large ones back, and prepares others, before all of them are done.
+const WAKE_BYTES: u64 = 256 * 1024;
 
 /// The engine's way back to the device.
 pub(super) type Finished = Completions<Waiting>;
@@ -45,6 +50,8 @@ pub(super) struct Job {
     pub(super) data: IoBuffers,
     /// The last writable descriptor, whose last byte is the status.
     pub(super) status: Option<LeasedRange>,
+    /// What the thread that runs it does afterwards.
+    next: Option<Waiting>,
 }
 
 /// Whom a job is done for.
@@ -149,7 +156,19 @@ impl Job {
             result: Ok(()),
             data: IoBuffers::default(),
             status: None,
+            next: None,
         })
+    }
+
+    /// The first of a chain of `jobs`, which is empty afterwards: one thread runs them in their
+    /// order, and wakes their device once for many.
+    pub(super) fn chain(jobs: &mut Vec<Waiting>) -> Option<Waiting> {
+        let mut first = None;
+        while let Some(mut job) = jobs.pop() {
+            job.next = first;
+            first = Some(job);
+        }
+        first
     }
 
     /// Makes it the request of `chain`, and takes leases of what it names. After an error the
@@ -210,17 +229,35 @@ impl Job {
         self.data.clear(SPARE_LEASES);
         self.status = None;
     }
+
+    /// Bytes that it moves.
+    fn len(&self) -> u64 {
+        match &self.work {
+            Work::Transfer(transfer) => transfer.len,
+            Work::Erase(_) | Work::Sync => 0,
+        }
+    }
 }
 
 impl engine::Job for Job {
-    fn run(mut self: Box<Self>) {
-        self.result = match &mut self.work {
-            Work::Transfer(transfer) => transfer.run(&*self.storage, &self.data),
-            Work::Erase(erase) => erase.run(&*self.storage),
-            Work::Sync => self.storage.sync(),
-        };
-        if let Some(finished) = self.finished.upgrade() {
-            finished.push(self);
+    fn run(self: Box<Self>) {
+        let mut moved = 0;
+        let mut next = Some(self);
+        while let Some(mut job) = next {
+            next = job.next.take();
+            job.result = match &mut job.work {
+                Work::Transfer(transfer) => transfer.run(&*job.storage, &job.data),
+                Work::Erase(erase) => erase.run(&*job.storage),
+                Work::Sync => job.storage.sync(),
+            };
+            moved += job.len();
+            let wakes = next.is_none() || moved >= WAKE_BYTES;
+            if wakes {
+                moved = 0;
+            }
+            if let Some(finished) = job.finished.upgrade() {
+                finished.push(job, wakes);
+            }
         }
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Waits {
     transfers: Option<Box<dyn Transfers>>,
     /// Something was added to `transfers` and is not begun.
     added: bool,
+    /// Writes that go to a thread at the end of the turn, one after the other.
+    writes: Vec<Waiting>,
     in_flight: usize,
     /// What is to be answered.
     ended: VecDeque<Waiting>,
@@ -65,6 +67,7 @@ impl Waits {
             flushes: Flushes::default(),
             transfers: None,
             added: false,
+            writes: Vec::with_capacity(room),
             in_flight: 0,
             ended: VecDeque::with_capacity(room),
             spare: Vec::new(),
@@ -124,9 +127,12 @@ impl Waits {
         self.assign(job);
     }
 
-    /// Begins what was assigned to `transfers`, and looks for what has ended at once. True: call
-    /// again soon.
+    /// Begins what was assigned to `writes` and `transfers`, and looks for what has ended at once.
+    /// True: call again soon.
     pub(super) fn submit(&mut self) -> bool {
+        if let Some(first) = Job::chain(&mut self.writes) {
+            self.lane.submit_in_turn(first);
+        }
         let Some(transfers) = self.transfers.as_mut().filter(|_| self.added) else {
             return false;
         };
@@ -201,7 +207,7 @@ impl Waits {
                 if let Err(job) = self.add(job) {
                     match transfer.direction {
                         // File systems let one writer at a time into a file's cached pages.
-                        Direction::Out if self.is_cached => self.lane.submit_in_turn(job),
+                        Direction::Out if self.is_cached => self.writes.push(job),
                         _ => self.lane.submit(job),
                     }
                 }

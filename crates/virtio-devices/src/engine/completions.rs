@@ -10,24 +10,36 @@ use rustix::event::{EventfdFlags, eventfd};
 /// them, may write to the eventfd as well.
 #[derive(Debug)]
 pub(crate) struct Completions<T> {
-    finished: Mutex<Vec<T>>,
+    finished: Mutex<Finished<T>>,
     wake: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Finished<T> {
+    items: Vec<T>,
+    /// The eventfd was written to for some of them.
+    told: bool,
 }
 
 impl<T> Completions<T> {
     /// With room for so many before it has to grow.
     pub(crate) fn new(room: usize) -> io::Result<Self> {
         Ok(Self {
-            finished: Mutex::new(Vec::with_capacity(room)),
+            finished: Mutex::new(Finished {
+                items: Vec::with_capacity(room),
+                told: false,
+            }),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
 
-    /// Called on a thread of the pool.
-    pub(crate) fn push(&self, item: T) {
+    /// Called on a thread of the pool, which makes the loop look if it `wakes`: it must for the last
+    /// of what it has to do, and if it takes its time for the next.
+    pub(crate) fn push(&self, item: T, wakes: bool) {
         let mut finished = self.lock();
-        finished.push(item);
-        if finished.len() == 1 {
+        finished.items.push(item);
+        if wakes && !finished.told {
+            finished.told = true;
             // Fails only if the counter is about to overflow; then it is readable anyway.
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
@@ -41,7 +53,9 @@ impl<T> Completions<T> {
 
     /// Appends all that is finished.
     pub(crate) fn drain_into(&self, out: &mut Vec<T>) {
-        out.append(&mut self.lock());
+        let mut finished = self.lock();
+        finished.told = false;
+        out.append(&mut finished.items);
     }
 
     /// Becomes readable when something has finished. Others signal a moment after they have
@@ -50,7 +64,7 @@ impl<T> Completions<T> {
         self.wake.as_fd()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
+    fn lock(&self) -> MutexGuard<'_, Finished<T>> {
         self.finished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -74,8 +88,9 @@ mod tests {
         let mut out = Vec::new();
         assert!(!readable() && !completions.take_wake());
         for round in 0..3 {
-            completions.push(round);
-            completions.push(round);
+            completions.push(round, false);
+            assert!(!readable());
+            completions.push(round, true);
             assert!(readable() && completions.take_wake());
             completions.drain_into(&mut out);
             assert_eq!(out, [round, round]);
@@ -89,7 +104,9 @@ mod tests {
         let completions = Completions::new(0).unwrap();
         let mut out = Vec::new();
         thread::scope(|scope| {
-            scope.spawn(|| (0..5000).for_each(|item| completions.push(item)));
+            scope.spawn(|| {
+                (0..5000).for_each(|item| completions.push(item, item % 3 != 0 || item == 4999))
+            });
             let mut seen = 0;
             while seen < 5000 {
                 if completions.take_wake() {

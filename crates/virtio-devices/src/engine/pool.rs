@@ -59,7 +59,7 @@ impl Pool {
     }
 }
 
-/// Something that may wait. It reports its end itself, through [`Completions`].
+/// Something that may wait. It reports its end itself, through [`Completions`](super::Completions).
 pub(crate) trait Job: Send {
     /// Runs on a thread of the pool.
     fn run(self: Box<Self>);

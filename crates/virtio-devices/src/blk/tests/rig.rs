@@ -258,6 +258,13 @@ impl Rig {
         (self.get(status)[0], used.len)
     }
 
+    /// Whether the device wants to be polled.
+    pub(super) fn is_readable(&self) -> bool {
+        let fd = self.blk.wake_fd().unwrap();
+        let now = Timespec::default();
+        rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)) == Ok(1)
+    }
+
     pub(super) fn needs_reset(&self) -> usize {
         let broken = |event: &&DeviceEvent| matches!(event, DeviceEvent::NeedsReset(_));
         self.events.iter().filter(broken).count()
@@ -321,6 +328,8 @@ pub(super) struct DiskState {
     pub(super) sync_error: Option<Errno>,
     /// Most bytes of one call; 0: any.
     pub(super) at_most: usize,
+    /// Said of it: that it is used through a page cache.
+    pub(super) is_cached: bool,
     pub(super) erase_error: Option<Errno>,
     pub(super) log: Vec<Call>,
 }
@@ -395,6 +404,12 @@ impl Disk {
     pub(super) fn wait_for_calls(&self, count: usize) {
         let enough = |state: &mut DiskState| state.at_gate < count;
         drop(self.changed.wait_while(self.state(), enough).unwrap());
+    }
+
+    /// Until so many calls have passed the gate, and one waits there.
+    pub(super) fn wait_for_passes(&self, count: usize) {
+        let busy = |state: &mut DiskState| state.log.len() < count || state.at_gate == 0;
+        drop(self.changed.wait_while(self.state(), busy).unwrap());
     }
 
     pub(super) fn count(&self, call: Call) -> usize {
@@ -493,6 +508,10 @@ impl Storage for Disk {
 
     fn bytes(&self) -> io::Result<u64> {
         Ok(self.state().bytes.len() as u64)
+    }
+
+    fn is_cached(&self) -> bool {
+        self.state().is_cached
     }
 }
 

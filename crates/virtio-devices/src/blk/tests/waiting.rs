@@ -107,6 +107,38 @@ fn an_image_that_never_serves_at_once_is_not_asked_again() {
 }
 
 #[test]
+fn cached_writes_of_a_turn_are_one_thread_s_and_small_ones_wake_the_loop_once() {
+    for (len, woken_after) in [(512, 8), (128 * 1024, 2)] {
+        let disk = Disk::slow(8 * 256);
+        disk.state().is_cached = true;
+        let setup = Setup {
+            area_bytes: 4 << 20,
+            ..Setup::default()
+        };
+        let mut rig = Rig::over(&disk, &config(1), setup);
+        disk.close_gate();
+        for n in 0..8 {
+            let data = rig.buffer_with(&vec![u8::try_from(n).unwrap(); len]);
+            rig.request(0, OUT, n * 256, Some(data), None);
+        }
+        assert_eq!(rig.poll(64), Progress::Idle);
+        for passed in 0..8 {
+            disk.wait_for_passes(passed);
+            assert_eq!(disk.state().at_gate, 1, "one writer at a time");
+            assert_eq!(
+                rig.is_readable(),
+                passed >= woken_after,
+                "{passed} of {len}"
+            );
+            disk.let_one_pass();
+        }
+        rig.run();
+        assert!((0..8).all(|n| disk.state().bytes[n * 256 * 512] == u8::try_from(n).unwrap()));
+        assert_eq!(disk.count(Call::Write), 8);
+    }
+}
+
+#[test]
 fn requests_beyond_the_limit_stay_in_the_ring() {
     let disk = Disk::slow(8);
     let mut rig = Rig::over(&disk, &config(2), Setup::default());
