@@ -3,6 +3,21 @@
 # make_disk FILE MIB: an image of random bytes.
 make_disk() { dd if=/dev/urandom of="$1" bs=1M count="$2" 2>/dev/null; }
 
+# make_slow_disk: 64 MiB at /dev/nullb0 that take 10 ms for each request and keep nothing: some are always under way.
+make_slow_disk() {
+    [ ! -b /dev/nullb0 ] || return 0
+    modprobe null_blk nr_devices=0
+    [ -d /sys/kernel/config/nullb ] || mount -t configfs configfs /sys/kernel/config
+    mkdir /sys/kernel/config/nullb/nullb0
+    cd /sys/kernel/config/nullb/nullb0
+    echo 64 >size
+    echo 2 >irqmode # a timer ends a request
+    echo 10000000 >completion_nsec
+    echo 1 >power
+    cd /
+    wait_until 10 test -b /dev/nullb0 || fail "null_blk made no disk"
+}
+
 start_backend() {
     vmsg backend >>"$RESULTS/backend.log" 2>&1 &
     BACKEND=$!
@@ -37,10 +52,29 @@ assert_no_nodes() {
     done
 }
 
-# wait_for_traffic: until messages of I/O flow on a connection. The backend's own gauges tell.
-wait_for_traffic() { wait_until 60 has_traffic || fail "no guest makes traffic: see guest-*.log"; }
+# wait_for_traffic [GUEST]: until messages of I/O flow on a connection of that guest, or of any. The backend's own gauges tell:
+# bringing a bus with a disk up takes some 30.
+wait_for_traffic() { wait_until 60 has_traffic "${1:-}" || fail "${1:-no guest} makes no traffic: see guest-*.log"; }
 
-has_traffic() { vmsg stat --json | awk -F '[:,]' '/"messages_received"/ && $2 > 200 { found = 1 } END { exit !found }'; }
+has_traffic() {
+    vmsg stat --json | awk -F '[:,]' -v guest="\"$1" '
+        /"name"/ { ours = index($2, guest) }
+        ours && /"messages_received"/ && $2 > 60 { found = 1 }
+        END { exit !found }'
+}
+
+# assert_engine: in a PV domain io_uring would leave the pages of a guest mapped if its process were killed. Both the service and
+# doctor say what is used instead, and why.
+assert_engine() {
+    vmsg doctor >/run/doctor || true
+    case $DOM0_TYPE in
+        pv) engine='Linux AIO.*PV domain.*io_uring' ;;
+        pvh) engine='io_uring' ;;
+    esac
+    for said in /run/doctor "$RESULTS/backend.log"; do
+        grep -i "engine.*$engine" $said || fail "$said: another engine in a $DOM0_TYPE domain, or no reason"
+    done
+}
 
 # random_moment: passes up to 300 ms.
 random_moment() { usleep $(($(od -An -N 2 -t u2 /dev/urandom) * 300000 / 65536)); }

@@ -1,7 +1,7 @@
 # The backend in a PVH guest, the toolstack in dom0: a guest reads and writes a disk of the driver domain; nothing is left
 
 make_guest storage driver-domain/storage pvh
-make_guest guest
+make_guest guest main/domu
 guest=$(domid guest)
 holdings "$guest" >/run/holdings-before
 

@@ -1,29 +1,6 @@
 # A disk is attached, read, written, verified and detached; nothing of the guest is held any more
 # ci
+. /lab/scenarios/main/job.sh
 
-disk=/srv/disk.img
-before=/srv/before.img
-
-make_guest guest
-guest=$(domid guest)
-make_disk $disk 16
-cp $disk $before
-holdings "$guest" >/run/holdings-before
-
-attach guest "type=blk,mode=rw,serial=lab,path=$disk"
-start_backend
-start_guest guest
-wait_for_guest guest
-assert_backend_lives
-
-[ "$(reported guest read)" = "$(sha256 $before)" ] || fail "the guest read something else than the disk holds"
-written_bytes=$(reported guest written-bytes)
-[ "$(head -c "$written_bytes" $disk | sha256)" = "$(reported guest written)" ] || fail "the disk does not hold what the guest wrote"
-cmp $disk $before "$written_bytes" "$written_bytes" || fail "the guest's write changed more of the disk than it should"
-
-detach guest 0
-assert_no_nodes "$guest"
-assert_holdings "$guest" /run/holdings-before
-
-stop_backend
-destroy_guest guest
+serve_job
+assert_engine
