@@ -18,9 +18,9 @@ SECTOR = 512
 
 # What a domain loads; what those depend on comes with them.
 XEN_MODULES = ["xen-privcmd", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xenfs"]
-# Storage of dom0, in a guest the client of an NBD export, and Linux's own block devices between domains, which ours are compared with.
-# ext4 finds crc32c through an alias, which names no module.
-STORAGE_MODULES = ["nvme", "ext4", "crc32c_generic", "loop", "brd", "nbd", "xen-blkback", "xen-blkfront"]
+# Storage of dom0 (null_blk is a disk as slow as one wants), in a guest the client of an NBD export, and Linux's own block devices
+# between domains, which ours are compared with. ext4 finds crc32c through an alias, which names no module.
+STORAGE_MODULES = ["nvme", "ext4", "crc32c_generic", "loop", "brd", "null_blk", "nbd", "xen-blkback", "xen-blkfront"]
 
 
 def payload(image: bytes) -> bytes:
