@@ -11,6 +11,7 @@ mod rings;
 mod staging;
 mod tables;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use guest_memory::{Access, LeasedRange, Transient, TranslateError, UnmapError};
@@ -42,6 +43,8 @@ pub(crate) struct Grants {
     lender: Arc<Lender>,
     /// The lender once more, as queues know it.
     transient: Arc<dyn Transient>,
+    /// That this host cannot map a ring was said.
+    told: Cell<bool>,
 }
 
 impl Grants {
@@ -53,6 +56,7 @@ impl Grants {
             rings: Rings::default(),
             transient: Arc::clone(&lender) as Arc<dyn Transient>,
             lender,
+            told: Cell::new(false),
         }
     }
 
@@ -73,7 +77,12 @@ impl Grants {
         self.rings
             .map(&self.platform, self.peer, range, access, most)
             .map_err(|error| {
-                tracing::debug!(peer = %self.peer, %error, "part of a ring refused");
+                // Once: a guest can ask as often as it likes.
+                if error.lack().is_some() && !self.told.replace(true) {
+                    tracing::error!(peer = %self.peer, %error, "part of a ring cannot be mapped");
+                } else {
+                    tracing::debug!(peer = %self.peer, %error, "part of a ring refused");
+                }
                 error.at(addr, len)
             })
     }

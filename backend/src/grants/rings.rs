@@ -2,6 +2,7 @@
 //! (binding section 6, the memory contract).
 
 use std::cell::RefCell;
+use std::io;
 
 use guest_memory::{Access, Area, LeasedRange, RangeError, TranslateError, UnmapError};
 use xen_bus::grants::GrantRange;
@@ -37,15 +38,20 @@ pub(super) enum RingError {
 }
 
 impl RingError {
-    /// The error in terms of the address that the guest gave.
-    pub(super) fn at(self, addr: u64, len: u32) -> TranslateError {
+    /// What this host lacks, if the guest did all that it owes.
+    pub(super) fn lack(&self) -> Option<io::ErrorKind> {
         match self {
-            Self::Map(MapError::Host { source, .. }) => TranslateError::Host {
-                addr,
-                len,
-                kind: source.kind(),
-            },
-            Self::Share { .. } | Self::Map(_) | Self::Range(_) => TranslateError::Unknown { addr },
+            Self::Map(MapError::Host { source, .. }) => Some(source.kind()),
+            Self::Map(MapError::Limit { .. }) => Some(io::ErrorKind::QuotaExceeded),
+            Self::Share { .. } | Self::Map(_) | Self::Range(_) => None,
+        }
+    }
+
+    /// The error in terms of the address that the guest gave.
+    pub(super) fn at(&self, addr: u64, len: u32) -> TranslateError {
+        match self.lack() {
+            Some(kind) => TranslateError::Host { addr, len, kind },
+            None => TranslateError::Unknown { addr },
         }
     }
 }
@@ -106,5 +112,29 @@ impl State {
                 self.fault = Some(error);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_this_host_is_not_told_as_the_guests_mistake() {
+        let (peer, addr, len) = (DomId(7), 1 << 63, 4096);
+        let limit = RingError::Map(MapError::Limit { peer, count: 2 });
+        assert!(limit.to_string().contains("module parameter `limit`"));
+        let kind = io::ErrorKind::QuotaExceeded;
+        assert_eq!(
+            limit.at(addr, len),
+            TranslateError::Host { addr, len, kind }
+        );
+        let refused = RingError::Map(MapError::Refused {
+            peer,
+            first: GrantRef(8),
+            count: 2,
+            source: io::Error::other("EAGAIN"),
+        });
+        assert_eq!(refused.at(addr, len), TranslateError::Unknown { addr });
     }
 }
