@@ -25,6 +25,21 @@ impl fmt::Display for Format {
     }
 }
 
+/// Says why the program ends, whatever `RUST_LOG` is: to people behind the program's name, to
+/// programs as one record more.
+pub(crate) fn last_words(format: Format, error: &anyhow::Error) {
+    match format {
+        Format::Human => eprintln!("vmsg: {error:#}"),
+        Format::Json => {
+            let unfiltered = tracing_subscriber::fmt()
+                .json()
+                .with_writer(std::io::stderr)
+                .finish();
+            tracing::subscriber::with_default(unfiltered, || tracing::error!("{error:#}"));
+        }
+    }
+}
+
 /// Starts logging; `RUST_LOG` says how much, or else `level`.
 pub(crate) fn start(format: Format, level: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));

@@ -102,7 +102,8 @@ fn main() -> ExitCode {
         Command::Bench(_) => "warn",
         _ => "info",
     };
-    logging::start(cli.log, level);
+    let format = cli.log;
+    logging::start(format, level);
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -110,7 +111,7 @@ fn main() -> ExitCode {
             let interrupted = error.is::<demo::Interrupted>()
                 || error.is::<benches::Interrupted>()
                 || error.is::<interrupt::Interrupted>();
-            eprintln!("vmsg: {error:#}");
+            logging::last_words(format, &error);
             ExitCode::from(match (usage, interrupted) {
                 (true, _) => 2,
                 (_, true) => 130,

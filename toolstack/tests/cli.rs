@@ -67,6 +67,27 @@ fn no_xen_and_no_platform_is_status_2_and_says_what_to_do() {
 }
 
 #[test]
+fn programs_are_told_of_the_end_in_json_whatever_is_logged() {
+    for filter in ["info", "off"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmsg"));
+        command.args([
+            "--log",
+            "json",
+            "--platform",
+            "hosted:no/such/machine",
+            "backend",
+        ]);
+        let output = command.env("RUST_LOG", filter).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let words = String::from_utf8(output.stderr).unwrap();
+        let last: serde_json::Value = serde_json::from_str(words.lines().last().unwrap()).unwrap();
+        assert_eq!(last["level"], "ERROR");
+        let message = last["fields"]["message"].as_str().unwrap();
+        assert!(message.contains("no/such/machine"), "{message}");
+    }
+}
+
+#[test]
 fn the_platform_that_was_named_and_is_not_there_is_status_1() {
     let (code, words) = outcome(&["--platform", "xen", "backend"]);
     assert_eq!(code, Some(1), "{words}");
