@@ -30,7 +30,7 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// given again while the bus lives.
 ///
 /// If the backend cannot open the device, nothing is left of it, and the exit status is 1. If no
-/// backend runs, the device waits for one.
+/// backend runs, the device waits for one; if the backend misses something, until it has that.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   vmsg attach guest1 type=blk,path=/srv/guest1.img
@@ -61,6 +61,8 @@ pub(crate) enum Answer {
     Ready,
     /// It cannot be opened, and why.
     Failed(String),
+    /// The backend misses something, tries again by itself, and what that is.
+    Waits(String),
     /// No backend looked at it in time.
     Nobody,
 }
@@ -82,6 +84,9 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
         Answer::Nobody => output::print(format_args!(
             "{bus} device {number}: waits for a backend (start {})",
             backend_command(spec, bus.backend_id)
+        ))?,
+        Answer::Waits(why) => output::print(format_args!(
+            "{bus} device {number}: waits, and the backend tries again by itself: {why}"
         ))?,
         Answer::Failed(why) => {
             detach::remove_device(&mut store, &bus, number)
@@ -255,18 +260,21 @@ pub(crate) fn answer(store: &mut Client, bus: &Bus, number: u32) -> anyhow::Resu
     if taken.is_none() {
         return Ok(Answer::Nobody);
     }
+    let error = format!("{device}/error");
     let answer = wait::until(store, &[&device], OPEN_LIMIT, |store| {
         if store.read_opt(&format!("{device}/online"))?.is_none() {
             bail!("{bus} device {number} was taken away again by somebody else");
         }
         Ok(match read_text(store, &status)?.as_deref() {
             Some("failed") => {
-                let why = read_text(store, &format!("{device}/error"))?;
+                let why = read_text(store, &error)?;
                 Some(Answer::Failed(why.unwrap_or_else(|| {
                     "the backend failed and does not say why".into()
                 })))
             }
             Some("ready" | "removing" | "removed") => Some(Answer::Ready),
+            // Only with a reason: without one it is being opened.
+            Some("building") => read_text(store, &error)?.map(Answer::Waits),
             _ => None,
         })
     })?;

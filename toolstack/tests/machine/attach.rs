@@ -112,6 +112,24 @@ fn a_device_that_cannot_be_opened_leaves_nothing() {
 }
 
 #[test]
+fn what_a_backend_misses_for_a_device_is_said() {
+    let machine = Machine::start(1);
+    machine
+        .dom0(&["attach", "1", &line(&machine, "disk0")])
+        .succeeded();
+    // As a backend without descriptors answers to the next one.
+    let mut store = machine.store(DomId::DOM0);
+    for (key, value) in [("status", "building"), ("error", "Too many open files")] {
+        store.write(&format!("{DEVICES}/1/{key}"), value).unwrap();
+    }
+    let attached = machine.dom0(&["attach", "1", &line(&machine, "disk1")]);
+    assert_eq!(
+        attached.succeeded().stdout,
+        "domain 1 bus 0 device 1: waits, and the backend tries again by itself: Too many open files\n"
+    );
+}
+
+#[test]
 fn a_relative_path_is_one_of_whoever_types_it() {
     let machine = Machine::start(1);
     let _backend = machine.start_backend();
