@@ -19,7 +19,8 @@ use crate::{output, platform};
 
 /// Show what each bus holds and has done.
 ///
-/// PAGES are the guest's pages that the backend has mapped: ring and areas. IN and OUT are messages
+/// PAGES are the guest's pages that the backend has mapped: message ring, areas, and rings at grant
+/// addresses. LENT are pages of the backend's own that stand for buffers at grant addresses now. IN and OUT are messages
 /// since the frontend connected, EVENTS those that the backend sent, IDLE those of the guest that
 /// found nothing to do, FAULTS the connections that a broken rule ended. `-` means that the frontend
 /// is not connected, or that its backend does not run in this domain. In a driver domain: the buses
@@ -89,8 +90,8 @@ pub(crate) fn run(spec: &PlatformSpec, options: &Options) -> anyhow::Result<()> 
         return output::print_json(&report);
     }
     let header = [
-        "DOMAIN", "NAME", "BUS", "BACKEND", "BACK", "FRONT", "DEVICES", "PAGES", "AREAS", "IN",
-        "OUT", "EVENTS", "IDLE", "FAULTS",
+        "DOMAIN", "NAME", "BUS", "BACKEND", "BACK", "FRONT", "DEVICES", "PAGES", "AREAS", "LENT",
+        "IN", "OUT", "EVENTS", "IDLE", "FAULTS",
     ];
     if report.buses.is_empty() {
         output::print(list::NOTHING)?;
@@ -176,7 +177,7 @@ impl BusStat {
         }
     }
 
-    fn cells(&self) -> [String; 14] {
+    fn cells(&self) -> [String; 15] {
         let link = |pick: fn(&LinkGauges) -> u64| {
             let value = self.link.as_ref().map(pick);
             value.map_or_else(String::new, |value| value.to_string())
@@ -189,8 +190,13 @@ impl BusStat {
             self.backend_state.to_owned(),
             self.frontend_state.to_owned(),
             self.devices.to_string(),
-            link(|link| link.ring_pages as u64 + u64::from(link.area_pages)),
+            link(|link| {
+                link.ring_pages as u64
+                    + u64::from(link.area_pages)
+                    + u64::from(link.grant_ring_pages)
+            }),
             link(|link| link.areas as u64),
+            link(|link| link.lent_pages.into()),
             link(|link| link.messages_received),
             link(|link| link.messages_sent),
             link(|link| link.notifications),
@@ -236,6 +242,34 @@ mod tests {
     use xen_hal::hosted::Counters;
 
     use super::*;
+
+    #[test]
+    fn everything_that_is_mapped_is_in_one_column_and_what_is_lent_in_another() {
+        let stat = BusStat {
+            domain: 7,
+            name: None,
+            bus: 1,
+            backend: 0,
+            backend_state: "connected",
+            frontend_state: "connected",
+            devices: 2,
+            faults: Some(3),
+            link: Some(LinkGauges {
+                port: 9,
+                ring_pages: 4,
+                areas: 1,
+                area_pages: 512,
+                grant_ring_pages: 3,
+                lent_pages: 20,
+                messages_received: 10,
+                messages_sent: 11,
+                notifications: 12,
+                spurious_events: 13,
+            }),
+        };
+        let cells = stat.cells();
+        assert_eq!(cells[7..], ["519", "1", "20", "10", "11", "12", "13", "3"]);
+    }
 
     #[test]
     fn a_column_stands_for_a_counter_of_that_name() {

@@ -54,7 +54,7 @@ fn what_a_guest_holds_shows_while_it_holds_it() {
         let line = text.stdout.lines().nth(line).unwrap();
         line.split_whitespace().count()
     };
-    assert_eq!((columns(0), columns(1)), (14, 14), "{text:?}");
+    assert_eq!((columns(0), columns(1)), (15, 15), "{text:?}");
     assert_eq!((columns(3), columns(4)), (10, 10), "{text:?}");
 
     // A backend that is gone leaves what XenStore knows.
