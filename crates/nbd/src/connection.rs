@@ -181,6 +181,15 @@ impl Connection {
             && self.weight.saturating_add(self.output.len) < MAX_HELD
     }
 
+    /// Whether the client has not said yet that it wants the export.
+    #[must_use]
+    pub fn is_negotiating(&self) -> bool {
+        matches!(
+            self.expected,
+            Expected::ClientFlags | Expected::OptionHeader | Expected::OptionData { .. }
+        )
+    }
+
     /// Whether all is over: nothing comes, nothing is to be answered, nothing to be sent.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -375,7 +384,8 @@ mod tests {
     fn the_greeting_comes_first() {
         let mut connection = Connection::new(EXPORT);
         assert_eq!(output(&mut connection), GREETING);
-        assert!(connection.wants_input());
+        assert!(connection.wants_input() && connection.is_negotiating());
+        assert!(!transmitting().is_negotiating());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use nbd::{Connection, Errno, Export, Request, Ticket};
 use rustix::event::PollFlags;
@@ -12,10 +13,14 @@ const READ_SIZE: usize = 256 << 10;
 /// Pieces that one system call sends.
 const MAX_PIECES: usize = 32;
 
+/// How long a client may take to say what it wants: one that is silent takes the place of others.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
 /// A client.
 #[derive(Debug)]
 pub(super) struct Client {
     socket: UnixStream,
+    since: Instant,
     connection: Connection,
     /// What was read from the socket, and how much of it the connection has taken.
     input: Vec<u8>,
@@ -27,6 +32,7 @@ impl Client {
         socket.set_nonblocking(true)?;
         Ok(Self {
             socket,
+            since: Instant::now(),
             connection: Connection::new(export),
             input: Vec::new(),
             taken: 0,
@@ -77,6 +83,21 @@ impl Client {
     /// Answers a request.
     pub(super) fn reply(&mut self, ticket: Ticket, result: Result<Vec<u8>, Errno>) {
         self.connection.reply(ticket, result);
+    }
+
+    /// When it must have said what it wants, if it has not.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let negotiates = self.connection.is_negotiating();
+        negotiates.then(|| self.since + HANDSHAKE_LIMIT)
+    }
+
+    /// Lets it go if it is late.
+    pub(super) fn check(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            eprintln!("vmsg: a client is let go: it has been silent for {HANDSHAKE_LIMIT:?}");
+            self.connection.end_input();
+            self.connection.end_output();
+        }
     }
 
     /// Takes no more requests.

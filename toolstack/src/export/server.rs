@@ -13,9 +13,11 @@ use rustix::event::PollFlags;
 use super::client::Client;
 use super::schedule::Schedule;
 
-/// Clients at a time; more wait to be accepted. Each holds up to 40 MiB, and as much again while
-/// an unaligned write is put together.
+/// Clients at a time. Each holds up to 40 MiB, and as much again while an unaligned write is put
+/// together.
 const MAX_CLIENTS: usize = 8;
+/// How long one more waits for a place before it is refused: others may be about to leave.
+const PLACE_LIMIT: Duration = Duration::from_secs(2);
 /// How long the requests that clients have made may take when the backend wants the device back:
 /// somebody waits for it, and a client need not read its answers.
 const LEAVE_LIMIT: Duration = Duration::from_secs(10);
@@ -28,6 +30,8 @@ pub(super) struct Server<'a> {
     /// By numbers that are not used again, as answers may come late.
     clients: BTreeMap<u64, Client>,
     next_client: u64,
+    /// Somebody waits for a place: until when.
+    knocking: Option<Instant>,
     schedule: Schedule<(u64, Ticket)>,
     /// The backend wants the device back: why it all ends, and when at the latest.
     leaving: Option<(FrontendError, Instant)>,
@@ -55,6 +59,7 @@ impl<'a> Server<'a> {
             export,
             clients: BTreeMap::new(),
             next_client: 0,
+            knocking: None,
             schedule: Schedule::new(),
             leaving: None,
         }
@@ -73,7 +78,16 @@ impl<'a> Server<'a> {
                     self.schedule.push((*number, ticket), command);
                 }
             }
+            let now = Instant::now();
+            self.clients
+                .values_mut()
+                .for_each(|client| client.check(now));
             self.clients.retain(|_, client| !client.is_over());
+            if self.has_place() {
+                self.knocking = None;
+            } else if self.knocking.take_if(|limit| *limit <= now).is_some() {
+                self.refuse(listener)?;
+            }
             self.submit()?;
             let clients = self.clients.len();
             let over = |&mut (_, limit): &mut _| clients == 0 || limit <= Instant::now();
@@ -84,8 +98,10 @@ impl<'a> Server<'a> {
             if ready.stop {
                 return Ok(());
             }
-            if ready.connects {
+            if ready.connects && self.has_place() {
                 self.accept(listener)?;
+            } else if ready.connects {
+                self.knocking = Instant::now().checked_add(PLACE_LIMIT);
             }
             for number in ready.clients {
                 if let Some(client) = self.clients.get_mut(&number) {
@@ -145,8 +161,7 @@ impl<'a> Server<'a> {
     }
 
     fn wait(&mut self, listener: &UnixListener, stop: &UnixStream) -> anyhow::Result<Ready> {
-        let room = self.clients.len() < MAX_CLIENTS && self.leaving.is_none();
-        let connects = if room {
+        let connects = if self.knocking.is_none() && self.leaving.is_none() {
             PollFlags::IN
         } else {
             PollFlags::empty()
@@ -167,6 +182,8 @@ impl<'a> Server<'a> {
             Some((_, limit)) => Some(*limit),
             None => self.disk.deadline(),
         };
+        let clients = self.clients.values().filter_map(Client::deadline);
+        let deadline = clients.chain(deadline).chain(self.knocking).min();
         self.frontend.wait_with(deadline, &mut watched)?;
         let mut ready = watched.iter().map(|watched| !watched.ready.is_empty());
         Ok(Ready {
@@ -180,23 +197,40 @@ impl<'a> Server<'a> {
         })
     }
 
+    fn has_place(&self) -> bool {
+        self.clients.len() < MAX_CLIENTS
+    }
+
     fn accept(&mut self, listener: &UnixListener) -> io::Result<()> {
-        let socket = match listener.accept() {
-            Ok((socket, _)) => socket,
-            // It went away again.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted
-                ) =>
-            {
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        let client = Client::new(socket, self.export)?;
-        self.clients.insert(self.next_client, client);
-        self.next_client += 1;
+        if let Some(socket) = next_client(listener)? {
+            let client = Client::new(socket, self.export)?;
+            self.clients.insert(self.next_client, client);
+            self.next_client += 1;
+        }
         Ok(())
+    }
+
+    /// Turns everybody away who waits for a place.
+    fn refuse(&self, listener: &UnixListener) -> io::Result<()> {
+        while let Some(_closed) = next_client(listener)? {
+            eprintln!("vmsg: a client is refused: {MAX_CLIENTS} are served, the most at a time");
+        }
+        Ok(())
+    }
+}
+
+/// Who has connected next; nobody, if that one went away again.
+fn next_client(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
+    match listener.accept() {
+        Ok((socket, _)) => Ok(Some(socket)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }

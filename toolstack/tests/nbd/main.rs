@@ -285,6 +285,30 @@ fn clients_that_come_and_go_leave_room_for_others() {
 }
 
 #[test]
+fn a_ninth_client_is_refused_in_words_and_silent_ones_make_room() {
+    let scene = Scene::new();
+    let image = scene.file("disk.img");
+    make_image(&image, 8, SMALL);
+    scene.attach("type=blk", &image);
+    let mut export = scene.export(0);
+    let mut served = Client::connect(&scene.socket());
+    let mut silent: Vec<_> = (1..8).map(|_| greeted(&scene.socket())).collect();
+    let mut ninth = UnixStream::connect(scene.socket()).unwrap();
+    ninth.set_read_timeout(Some(scene::LIMIT)).unwrap();
+    assert!(is_closed(&mut ninth), "it was neither served nor refused");
+    // One that has said what it wants may be silent.
+    assert!(silent.iter_mut().all(is_closed));
+    Client::connect(&scene.socket()).leave();
+    assert_eq!(served.read(0, 512).len(), 512);
+    served.leave();
+    export.stop();
+    let words = export.words();
+    for why in ["refused: 8 are served", "let go: it has been silent for 5s"] {
+        assert!(words.contains(why), "{why:?}: {words}");
+    }
+}
+
+#[test]
 fn detach_ends_the_export_and_says_why() {
     let scene = Scene::new();
     let image = scene.file("disk.img");
