@@ -108,17 +108,15 @@ impl Devices {
             Err(error) => return Err(error),
         };
         for number in &listed {
+            if !self.live.contains_key(number) && !self.spent.contains(number) {
+                if self.open(store, paths, engine, *number)? {
+                    changes.push(Change::Added(*number));
+                }
+                continue;
+            }
             let online = read(store, &format!("{}/online", paths.device(*number)))?;
             match (self.live.get_mut(number), online.as_deref()) {
-                (None, Some(b"1")) => {
-                    if self.open(store, paths, engine, *number)? {
-                        changes.push(Change::Added(*number));
-                    }
-                }
-                (None, Some(_)) if !self.spent.contains(number) => {
-                    self.spent.insert(*number);
-                    set_status(store, paths, *number, "removed", None)?;
-                }
+                (None, Some(b"1")) => refuse_spent(store, paths, *number)?,
                 (None, _) => {}
                 // Somebody wrote to the directory, perhaps to have the size looked at.
                 (Some(device), Some(b"1")) if device.leaving == Leaving::No => {
@@ -183,7 +181,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Whether it is ready now.
+    /// Opens a device whose number is new. Whether it is ready now.
     fn open(
         &mut self,
         store: &mut Client,
@@ -191,25 +189,24 @@ impl Devices {
         engine: &Engine,
         number: u16,
     ) -> Result<bool, StoreError> {
-        if self.spent.contains(&number) {
-            let known = read(store, &format!("{}/status", paths.device(number)))?;
-            if !matches!(known.as_deref(), Some(b"failed" | b"removed")) {
-                let why = format!(
-                    "device number {number} was used before on this bus; attach gives the next one"
-                );
-                set_status(store, paths, number, "failed", Some(&why))?;
+        let line = match claim(store, paths, number)? {
+            Done::Yes(Claim::Build(line)) => line,
+            Done::Yes(Claim::Removed) => {
+                self.spent.insert(number);
+                return Ok(false);
             }
-            return Ok(false);
-        }
+            Done::Yes(Claim::Nothing) => return Ok(false),
+            Done::No => {
+                self.shortage = Some(format!("device {number}: XenStore is busy"));
+                return Ok(false);
+            }
+        };
+        self.spent.insert(number);
         if self.live.len() >= MAX_DEVICES {
-            self.spent.insert(number);
             let why = format!("the bus has {MAX_DEVICES} devices, the most that one bus may have");
             set_status(store, paths, number, "failed", Some(&why))?;
             return Ok(false);
         }
-        self.spent.insert(number);
-        set_status(store, paths, number, "building", None)?;
-        let line = read(store, &format!("{}/config", paths.device(number)))?.unwrap_or_default();
         match open_model(&line, engine) {
             Ok((model, uuid)) => {
                 tracing::info!(path = paths.backend, dev_num = number, "device ready");
@@ -312,6 +309,48 @@ impl From<String> for Refusal {
     }
 }
 
+/// What stands in the directory of a device whose number is new.
+enum Claim {
+    /// It is to be made of this line; its status says that it is being built.
+    Build(Vec<u8>),
+    /// It was taken away before it was made; its status says so.
+    Removed,
+    /// No device: the directory is being deleted.
+    Nothing,
+}
+
+/// Takes a device over from the toolstack, and what a former backend said of it away.
+fn claim(store: &mut Client, paths: &Paths, number: u16) -> Result<Done<Claim>, StoreError> {
+    let key = |name: &str| format!("{}/{name}", paths.device(number));
+    transact(store, |tx| {
+        Ok(Done::Yes(match read(tx, &key("online"))?.as_deref() {
+            None => Claim::Nothing,
+            Some(b"1") => {
+                if read(tx, &key("error"))?.is_some() {
+                    tx.rm(&key("error"))?;
+                }
+                tx.write(&key("status"), "building")?;
+                Claim::Build(read(tx, &key("config"))?.unwrap_or_default())
+            }
+            Some(_) => {
+                tx.write(&key("status"), "removed")?;
+                Claim::Removed
+            }
+        }))
+    })
+}
+
+/// A number is wanted that had a device.
+fn refuse_spent(store: &mut Client, paths: &Paths, number: u16) -> Result<(), StoreError> {
+    let known = read(store, &format!("{}/status", paths.device(number)))?;
+    if matches!(known.as_deref(), Some(b"failed" | b"removed")) {
+        return Ok(());
+    }
+    let why =
+        format!("device number {number} was used before on this bus; attach gives the next one");
+    set_status(store, paths, number, "failed", Some(&why))
+}
+
 /// Answers the toolstack, in a transaction that reads `online`: a directory that it deleted
 /// meanwhile is not made again.
 fn set_status(
@@ -326,11 +365,8 @@ fn set_status(
         if read(tx, &format!("{device}/online"))?.is_none() {
             return Ok(Done::No);
         }
-        let told = format!("{device}/error");
-        match error {
-            Some(error) => tx.write(&told, error)?,
-            None if read(tx, &told)?.is_some() => tx.rm(&told)?,
-            None => {}
+        if let Some(error) = error {
+            tx.write(&format!("{device}/error"), error)?;
         }
         tx.write(&format!("{device}/status"), status)?;
         Ok(Done::Yes(()))

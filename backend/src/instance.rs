@@ -74,6 +74,8 @@ pub(crate) enum Subject {
     Instances,
     /// The instances of one frontend.
     Frontend(DomId),
+    /// The whole directory of an instance, made or removed. With a new one come its keys.
+    Directory(InstanceId),
     /// Keys of an instance that the toolstack writes.
     Instance(InstanceId),
     /// The devices of an instance.
@@ -100,7 +102,7 @@ pub(crate) fn subject(own: DomId, path: &str) -> Subject {
         return Subject::Own;
     };
     match (parts.next(), parts.next(), parts.next()) {
-        (None, ..) => Subject::Frontend(id.frontend),
+        (None, ..) => Subject::Directory(id),
         (Some("online" | "frontend-id" | "frontend"), None, _) => Subject::Instance(id),
         (Some("device"), _, None | Some("online" | "config")) => Subject::Devices(id),
         _ => Subject::Own,
@@ -137,7 +139,7 @@ mod tests {
         let about = |rest: &str| subject(DomId::DOM0, &format!("{}{rest}", backend_root(DomId(0))));
         assert_eq!(about(""), Subject::Instances);
         assert_eq!(about("/5"), Subject::Frontend(DomId(5)));
-        assert_eq!(about("/5/0"), Subject::Frontend(DomId(5)));
+        assert_eq!(about("/5/0"), Subject::Directory(ID));
         assert_eq!(about("/x"), Subject::Own);
         assert_eq!(about("/5/0/online"), Subject::Instance(ID));
         assert_eq!(about("/5/0/state"), Subject::Own);

@@ -25,35 +25,116 @@ pub(crate) enum Done<T> {
 /// What stands in the frontend's directory, as text of the guest's.
 pub(crate) type Keys = BTreeMap<String, Vec<u8>>;
 
-/// Reads what the next step depends on.
-///
-/// # Errors
-/// The connection to XenStore failed.
-pub(crate) fn look(
-    store: &mut Client,
-    paths: &Paths,
-    frontend_alive: bool,
-    random: u32,
-) -> Result<BackendSeen, StoreError> {
-    let own = read(store, &paths.own("state"))?.map(|text| XenbusState::parse(&text));
-    let mut seen = BackendSeen {
-        own,
-        session: None,
-        online: false,
-        frontend: XenbusState::Unknown,
-        echo: None,
-        state_file_valid: false,
-        random,
-    };
-    if own.is_some() {
-        seen.session = read_session(store, &paths.own("session"))?;
-        seen.online = is_online(store, paths)?;
+/// What both directories say, as far as the next step depends on it: read once, and again when a
+/// watch has told of a change. A change that comes after a reading is told after it, so what is
+/// known here is never older than the watches that were taken. Every step checks in its transaction
+/// what it must not be wrong about.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    own: Option<Own>,
+    peer: Option<Peer>,
+}
+
+/// The backend's directory, which is there.
+#[derive(Clone, Copy, Debug)]
+struct Own {
+    state: XenbusState,
+    session: Option<Session>,
+    online: bool,
+}
+
+/// The frontend's directory.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    state: XenbusState,
+    /// Read if it matters.
+    echo: Option<Option<Session>>,
+}
+
+impl View {
+    /// Something may have changed that no watch tells of, or the toolstack has written.
+    pub(crate) fn forget(&mut self) {
+        *self = Self::default();
     }
-    if frontend_alive {
-        seen.frontend = read_state(store, &paths.peer("state"))?;
-        seen.echo = read_session(store, &paths.peer("session"))?;
+
+    /// The frontend has written its state.
+    pub(crate) fn forget_peer(&mut self) {
+        self.peer = None;
     }
-    Ok(seen)
+
+    /// A transaction of this backend has written its state, and, in state 2, a session.
+    pub(crate) fn wrote(&mut self, state: XenbusState, offered: Option<Session>) {
+        if let Some(own) = &mut self.own {
+            own.state = state;
+            own.session = offered.or(own.session);
+        }
+    }
+
+    /// Reads what is not known.
+    ///
+    /// # Errors
+    /// The connection to XenStore failed.
+    pub(crate) fn look(
+        &mut self,
+        store: &mut Client,
+        paths: &Paths,
+        frontend_alive: bool,
+        random: u32,
+    ) -> Result<BackendSeen, StoreError> {
+        let own = match self.own {
+            None => self.read_own(store, paths)?,
+            known => known,
+        };
+        let mut seen = BackendSeen {
+            own: own.map(|own| own.state),
+            session: own.and_then(|own| own.session),
+            online: own.is_some_and(|own| own.online),
+            frontend: XenbusState::Unknown,
+            echo: None,
+            state_file_valid: false,
+            random,
+        };
+        if frontend_alive {
+            let peer = match &mut self.peer {
+                Some(peer) => peer,
+                unknown => unknown.insert(Peer {
+                    state: read_state(store, &paths.peer("state"))?,
+                    echo: None,
+                }),
+            };
+            seen.frontend = peer.state;
+            // Elsewhere it matters to a new session alone, whose transaction looks at it.
+            if seen.own == Some(XenbusState::InitWait) && peer.state == XenbusState::Initialised {
+                let echo = match peer.echo {
+                    Some(known) => known,
+                    None => *peer
+                        .echo
+                        .insert(read_session(store, &paths.peer("session"))?),
+                };
+                seen.echo = echo;
+            }
+        }
+        Ok(seen)
+    }
+
+    fn read_own(&mut self, store: &mut Client, paths: &Paths) -> Result<Option<Own>, StoreError> {
+        let Some(state) = read(store, &paths.own("state"))? else {
+            return Ok(None);
+        };
+        let state = XenbusState::parse(&state);
+        let session = match state {
+            // The toolstack has just made the directory.
+            XenbusState::Initialising => None,
+            _ => read_session(store, &paths.own("session"))?,
+        };
+        let online = is_online(store, paths)?;
+        self.own = Some(Own {
+            state,
+            session,
+            online,
+        });
+        Ok(self.own)
+    }
 }
 
 /// Publishes state 2 with a new session and the offer.
@@ -93,29 +174,27 @@ pub(crate) fn read_keys(
 ) -> Result<Done<Keys>, StoreError> {
     transact(store, |tx| {
         if read_state(tx, &paths.own("state"))? != XenbusState::InitWait
-            || read_session(tx, &paths.own("session"))? != Some(session)
             || !is_online(tx, paths)?
             || read_state(tx, &paths.peer("state"))? != XenbusState::Initialised
-            || read_session(tx, &paths.peer("session"))? != Some(session)
         {
             return Ok(Done::No);
         }
         let mut keys = Keys::new();
-        let mut take = |tx: &mut Transaction<'_>, key: &str| -> Result<Option<u32>, StoreError> {
-            let Some(value) = read(tx, &paths.peer(key))? else {
-                return Ok(None);
-            };
-            let number = parse_decimal(&value);
-            keys.insert(key.to_owned(), value);
-            Ok(number)
-        };
-        for key in FrontendKeys::KEYS {
-            take(tx, key)?;
+        take(tx, paths, "session", &mut keys)?;
+        // Own state 2 is this process's, with this session.
+        if number(&keys, "session").map(Session) != Some(session) {
+            return Ok(Done::No);
+        }
+        for key in FrontendKeys::KEYS
+            .into_iter()
+            .filter(|key| *key != "session")
+        {
+            take(tx, paths, key, &mut keys)?;
         }
         // The parser reports an order that is out of bounds.
-        let order = take(tx, "ring-page-order")?.filter(|order| *order <= MAX_RING_PAGE_ORDER);
+        let order = number(&keys, "ring-page-order").filter(|order| *order <= MAX_RING_PAGE_ORDER);
         for page in 0..order.map_or(0, |order| 1 << order) {
-            take(tx, &ring_ref_key(page))?;
+            take(tx, paths, &ring_ref_key(page), &mut keys)?;
         }
         tx.write(
             &paths.own("state"),
@@ -123,6 +202,23 @@ pub(crate) fn read_keys(
         )?;
         Ok(Done::Yes(keys))
     })
+}
+
+/// Reads one of the frontend's keys, if it is there.
+fn take(
+    tx: &mut Transaction<'_>,
+    paths: &Paths,
+    key: &str,
+    keys: &mut Keys,
+) -> Result<(), StoreError> {
+    if let Some(value) = read(tx, &paths.peer(key))? {
+        keys.insert(key.to_owned(), value);
+    }
+    Ok(())
+}
+
+fn number(keys: &Keys, key: &str) -> Option<u32> {
+    keys.get(key).and_then(|value| parse_decimal(value))
 }
 
 /// Publishes a state, and why the instance failed if it did.

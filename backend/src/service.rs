@@ -35,7 +35,7 @@ const EVENTS_PER_TURN: usize = 128;
 /// Watch events handled in one turn, so that a guest writing its state does not keep the loop.
 const WATCHES_PER_TURN: usize = 64;
 /// Guests that one turn looks after when something may have changed about any of them: a domain
-/// ended, or a flood of watch events was cut short. Each takes about ten requests to XenStore, and
+/// ended, or a flood of watch events was cut short. Each takes up to ten requests to XenStore, and
 /// a guest that reboots without end causes them for everybody.
 pub const GUESTS_PER_TURN: usize = 32;
 /// Bus instances served at once; each costs a ring page, a port and a few kilobytes.
@@ -335,6 +335,11 @@ impl Service {
                 WATCH_INSTANCES => match subject(self.host.own, &event.path) {
                     Subject::Instances => self.scan_again = true,
                     Subject::Frontend(frontend) => self.look_for(frontend)?,
+                    Subject::Directory(id) => {
+                        self.look_again(id, Session::instance_changed);
+                        self.look_again(id, Session::devices_changed);
+                    }
+                    Subject::Instance(id) if !self.by_id.contains_key(&id) => self.discover(id),
                     Subject::Instance(id) => self.look_again(id, Session::instance_changed),
                     Subject::Devices(id) => self.look_again(id, Session::devices_changed),
                     Subject::Own => {}
@@ -343,7 +348,7 @@ impl Service {
                     if let Some((frontend, handle)) = token.split_once('/')
                         && let Some(id) = parse_instance(frontend, handle)
                     {
-                        self.look_again(id, Session::instance_changed);
+                        self.look_again(id, Session::frontend_changed);
                     }
                 }
             }

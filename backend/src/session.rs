@@ -21,7 +21,7 @@ use crate::host::Host;
 use crate::instance::{InstanceId, Paths};
 use crate::link::{Link, LinkFault, LinkTurn};
 use crate::lock::InstanceLock;
-use crate::negotiation::{self, Done, is_fatal};
+use crate::negotiation::{self, Done, View, is_fatal};
 use crate::retry::Retry;
 
 /// How often a lock that a dying process still holds is tried again.
@@ -44,6 +44,10 @@ pub(crate) struct Session {
     id: InstanceId,
     paths: Paths,
     handshake: BackendHandshake,
+    view: View,
+    /// The event that comes of taking the watch is yet to come. It tells nothing, as everything is
+    /// read after it was taken.
+    watch_is_new: bool,
     /// What the present session was offered.
     offer: Option<BackendOffer>,
     lock: Option<InstanceLock>,
@@ -96,6 +100,8 @@ impl Session {
             id,
             paths,
             handshake: BackendHandshake::started(),
+            view: View::default(),
+            watch_is_new: true,
             offer: None,
             lock: None,
             told_lock: false,
@@ -160,8 +166,18 @@ impl Session {
         }
     }
 
-    /// Keys of the instance, or the frontend's state, may have changed.
+    /// Keys of the instance may have changed.
     pub(crate) fn instance_changed(&mut self) {
+        self.view.forget();
+        self.look = true;
+    }
+
+    /// The frontend's state may have changed.
+    pub(crate) fn frontend_changed(&mut self) {
+        if std::mem::take(&mut self.watch_is_new) {
+            return;
+        }
+        self.view.forget_peer();
         self.look = true;
     }
 
@@ -248,6 +264,7 @@ impl Session {
         let now = Instant::now();
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
+            self.view.forget();
             self.look = true;
         }
         if self.devices_retry_at.is_some_and(|at| at <= now) {
@@ -326,14 +343,20 @@ impl Session {
     /// Executes the connection states until there is nothing to do; true: more to do at once.
     fn negotiate(&mut self, host: &mut Host) -> Result<bool, StoreError> {
         self.look = false;
+        // First, as what stands in the store may be another process's until then.
+        if self.lock.is_none() && !self.stopping {
+            self.take_lock(host);
+        }
         let mut stepped = false;
         for _ in 0..STEPS_PER_TURN {
             if self.stopping {
                 self.handshake.fault("the backend was stopped");
             }
             let random = getrandom::u32().unwrap_or_else(|_| std::process::id());
-            let seen =
-                negotiation::look(&mut host.store, &self.paths, self.frontend_alive, random)?;
+            let alive = self.frontend_alive;
+            let seen = self
+                .view
+                .look(&mut host.store, &self.paths, alive, random)?;
             self.gone = seen.own.is_none();
             self.anew = seen.own == Some(XenbusState::Initialising);
             if self.stopping && !self.handshake.holds() {
@@ -372,6 +395,8 @@ impl Session {
                 true
             }
             Look::Later => {
+                // It found something else in the store than was known of it.
+                self.view.forget();
                 let delay = if self.lock.is_none() {
                     self.lock_delay
                 } else {
@@ -398,15 +423,19 @@ impl Session {
         command: BackendCommand,
     ) -> Result<Option<Outcome>, StoreError> {
         let done = match command {
-            BackendCommand::TakeLock => self.take_lock(host),
+            // It was tried before the look.
+            BackendCommand::TakeLock if self.lock.is_some() => Outcome::Done,
+            BackendCommand::TakeLock => Outcome::NotDone,
             BackendCommand::EnterInitWait { session } => {
                 let offer = BackendOffer::new(session);
                 self.offer = Some(offer);
                 let done = negotiation::enter_init_wait(&mut host.store, &self.paths, &offer)?;
-                if self.anew && matches!(done, Done::Yes(())) {
-                    self.devices = Devices::default();
-                    self.look_at_devices = true;
-                    self.anew = false;
+                if let Done::Yes(()) = done {
+                    self.view.wrote(XenbusState::InitWait, Some(session));
+                    if std::mem::take(&mut self.anew) {
+                        self.devices = Devices::default();
+                        self.look_at_devices = true;
+                    }
                 }
                 done.into()
             }
@@ -417,7 +446,11 @@ impl Session {
                     tracing::info!(id = %self.id, state = state.number(), error, "state");
                 }
                 let error = error.as_deref();
-                negotiation::publish(&mut host.store, &self.paths, from, state, error)?.into()
+                let done = negotiation::publish(&mut host.store, &self.paths, from, state, error)?;
+                if let Done::Yes(()) = done {
+                    self.view.wrote(state, None);
+                }
+                done.into()
             }
             BackendCommand::AskRemoval => {
                 if let Some(link) = &mut self.link {
@@ -438,26 +471,24 @@ impl Session {
         Ok(Some(done))
     }
 
-    fn take_lock(&mut self, host: &Host) -> Outcome {
+    fn take_lock(&mut self, host: &Host) {
         match InstanceLock::try_take(&host.run_dir, self.id) {
             Ok(Some(lock)) => {
                 self.lock = Some(lock);
+                self.view.forget();
                 self.look_at_devices = true;
-                Outcome::Done
             }
             Ok(None) => {
                 self.lock_delay = LOCK_RETRY;
                 if !std::mem::replace(&mut self.told_lock, true) {
                     tracing::warn!(id = %self.id, "another backend holds it, or one that died still has I/O in flight; waiting");
                 }
-                Outcome::NotDone
             }
             Err(error) => {
                 self.lock_delay = self.lock_retry.failed();
                 if self.lock_retry.tells(Instant::now()) {
                     tracing::error!(id = %self.id, %error, "cannot take the lock; it is tried again");
                 }
-                Outcome::NotDone
             }
         }
     }
@@ -467,6 +498,7 @@ impl Session {
             Done::Yes(keys) => keys,
             Done::No => return Ok(Outcome::NotDone),
         };
+        self.view.wrote(XenbusState::Initialised, None);
         let Some(offer) = self.offer.filter(|offer| offer.session == session) else {
             return Ok(Outcome::Failed(
                 "the session was not offered by this backend".into(),

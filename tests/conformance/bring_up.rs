@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use frontend_shim::{Disk, Frontend};
-use tests::Rig;
+use tests::{Bus, Rig};
 use xen_hal::hosted::Counters;
 use xen_types::DomId;
 use xenstore::{MessageType, RequestCounts};
@@ -92,15 +92,34 @@ fn connecting_costs_so_many_xenstore_requests_and_hypercalls() {
     assert_eq!(guest, expected);
 
     let counts = by_kind(rig.service().host().store.requests(), &requests);
-    // Reads: 5 looks of 5; 5 conditions, 8 keys, the page order once more and 4 references in the
-    // transaction that writes state 3; 1 in the one that writes state 4.
-    assert_eq!(counts, [25 + 18 + 1, 2, 4, 0, 0], "backend");
+    // Reads: the frontend's state when it was written, twice, and its session once; 3 conditions, 8
+    // keys and 4 references in the transaction that writes state 3; 1 in the one that writes state 4.
+    assert_eq!(counts, [3 + 15 + 1, 2, 4, 0, 0], "backend");
     let counts = by_kind(frontend.store_requests(), &RequestCounts::default());
     // Reads: `backend-id` and `backend`; own state, session, the backend's state and `online` before
     // anything is known; session and 6 more keys of the offer; session and state when the backend is
     // in 4. Writes: 8 keys, 4 references, states 3 and 4. Watches: the backend's state and `online`.
     // 31 in all; with a ring of one page, which has one reference, 28.
     assert_eq!(counts, [2 + 4 + 7 + 2, 14, 0, 2, 0], "guest");
+}
+
+#[test]
+fn an_attached_disk_costs_the_backend_so_many_xenstore_requests() {
+    let mut rig = Rig::start();
+    let bus = Bus::of(rig.machine.create_domain("guest"));
+    let line = rig.disk_line("guest.img", BYTES);
+    rig.settle();
+    let before = *rig.service().host().store.requests();
+    rig.toolstack.make_bus(bus);
+    rig.toolstack.make_device(bus, 0, &line);
+    rig.settle();
+    let ready = rig.toolstack.read(&bus.device(0, "status"));
+    assert_eq!(ready.as_deref(), Some("ready"));
+    let counts = by_kind(rig.service().host().store.requests(), &before);
+    // Reads: 3 to see how both sides stand; 2 conditions of the transaction with the offer; 3 of the
+    // one that takes the device over, 1 of the one that says that it is ready. Writes: 9 of the offer,
+    // state 2, twice the device's status. Besides: whether the domain lives, and the list of devices.
+    assert_eq!(counts, [3 + 2 + 3 + 1, 12, 6, 1, 2], "backend");
 }
 
 #[test]
