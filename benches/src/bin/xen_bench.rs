@@ -13,7 +13,7 @@ use xen_types::DomId;
 
 const USAGE: &str = "\
 usage: xen-bench serve-mmio DOMID DISK     in dom0: DISK as a virtio-mmio disk of a PVH guest, until a signal
-       xen-bench mmio-bring-up COUNT       in that guest, whose kernel was started with memmap=4M$96M
+       xen-bench mmio-bring-up COUNT       in that guest, whose kernel was started with memmap=4M$180M
        xen-bench mmio-read BYTES STRIDE DEPTH COUNT
        xen-bench connect COUNT             in any guest: its bus 0, from XenStore to the list of devices
        xen-bench bring-up COUNT            device 0 of that bus, with one queue

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::Ordering;
 
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use guest_memory::{Access, Area, GuestRange, LeasedRange, RangeError};
 use xen_types::EvtchnPort;
 
@@ -25,6 +25,8 @@ const DIR_READ: u16 = 1 << 5;
 const TYPE_BITS: u16 = 0xff << 8;
 /// IOREQ_TYPE_COPY: memory-mapped I/O.
 const TYPE_COPY: u16 = 1 << 8;
+/// IOREQ_TYPE_INVALIDATE: the guest gave memory back; wants an answer as all others do.
+const TYPE_INVALIDATE: u16 = 8 << 8;
 
 const NONE: u16 = 0;
 const READY: u16 = 1;
@@ -39,6 +41,14 @@ pub(crate) struct Request {
     pub(crate) size: u32,
     /// The value of a write; `None` for a read.
     pub(crate) write: Option<u32>,
+}
+
+/// What a server is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Access(Request),
+    /// To forget what it mapped of the guest and does not use.
+    Invalidate,
 }
 
 /// The slot of one processor.
@@ -84,7 +94,7 @@ impl Slot {
     }
 
     /// The server's side: takes a request, if there is one.
-    pub(crate) fn take(&self) -> anyhow::Result<Option<Request>> {
+    pub(crate) fn take(&self) -> anyhow::Result<Option<Asked>> {
         let slot = self.0.range();
         let state = state(slot)?;
         match state & STATE_BITS {
@@ -93,17 +103,18 @@ impl Slot {
             other => bail!("the ioreq slot is in state {other}"),
         }
         let rest = state & !STATE_BITS;
-        ensure!(
-            rest & TYPE_BITS == TYPE_COPY,
-            "a request of another kind: {state:#x}"
-        );
         slot.store_u16(STATE, INPROCESS | rest, Ordering::Relaxed)?;
+        match state & TYPE_BITS {
+            TYPE_COPY => {}
+            TYPE_INVALIDATE => return Ok(Some(Asked::Invalidate)),
+            _ => bail!("the ioreq slot holds a request of another kind: {state:#x}"),
+        }
         let data = u32::from_le_bytes(slot.read_array(DATA)?);
-        Ok(Some(Request {
+        Ok(Some(Asked::Access(Request {
             addr: u64::from_le_bytes(slot.read_array(ADDR)?),
             size: u32::from_le_bytes(slot.read_array(SIZE)?),
             write: (state & DIR_READ == 0).then_some(data),
-        }))
+        })))
     }
 
     /// The server's side: the access is done; `data` is what a read found.
@@ -136,7 +147,7 @@ mod tests {
         };
         slot.begin(read).unwrap();
         assert_eq!(slot.end().unwrap(), None);
-        assert_eq!(slot.take().unwrap(), Some(read));
+        assert_eq!(slot.take().unwrap(), Some(Asked::Access(read)));
         // In process: neither a request nor an answer.
         assert!(slot.take().is_err());
         assert_eq!(slot.end().unwrap(), None);
@@ -149,6 +160,18 @@ mod tests {
             ..read
         };
         slot.begin(write).unwrap();
-        assert_eq!(slot.take().unwrap(), Some(write));
+        assert_eq!(slot.take().unwrap(), Some(Asked::Access(write)));
+        slot.respond(0).unwrap();
+        assert_eq!(slot.end().unwrap(), Some(0));
+
+        // As Xen makes it of its own.
+        let own = READY | DIR_READ | TYPE_INVALIDATE;
+        slot.0
+            .range()
+            .store_u16(STATE, own, Ordering::Release)
+            .unwrap();
+        assert_eq!(slot.take().unwrap(), Some(Asked::Invalidate));
+        slot.respond(0).unwrap();
+        assert_eq!(slot.end().unwrap(), Some(0));
     }
 }

@@ -13,7 +13,7 @@ use virtqueue::{DeviceQueue, RingFeatures};
 use xen_hal::EventChannels;
 use xen_types::EvtchnPort;
 
-use super::ioreq::{Request, Slot};
+use super::ioreq::{Asked, Request, Slot};
 use super::registers::{Effect, INTERRUPT_STATUS, Registers};
 
 /// Buffers that the device serves before ports are looked at again.
@@ -83,9 +83,13 @@ impl Server {
                 if Some(port) == self.ports.notify {
                     self.model.kick(0);
                 } else if port == self.ports.ioreq
-                    && let Some(request) = self.slot.take()?
+                    && let Some(asked) = self.slot.take()?
                 {
-                    self.serve(request)?;
+                    match asked {
+                        Asked::Access(request) => self.serve(request)?,
+                        // The memory of a device's driver stays.
+                        Asked::Invalidate => self.answer(0)?,
+                    }
                 }
             }
             while self.poll_model()? == Progress::More {}

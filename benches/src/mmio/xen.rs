@@ -1,7 +1,7 @@
 //! The same on a real Xen: the server in dom0, and in a PVH guest the driver, which reaches registers
 //! and memory through `/dev/mem`. There are no interrupts.
 //!
-//! The guest's kernel must leave [`MEMORY`] alone: its command line says `memmap=4M$96M`.
+//! The guest's kernel must leave [`MEMORY`] alone: its command line says `memmap=4M$180M`.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -24,8 +24,8 @@ use crate::blk_queue::{BlkQueue, Disk};
 
 /// Where the registers are: a PVH guest has nothing there.
 const REGISTERS: u64 = 0xf000_0000;
-/// Where queues and buffers are, and how many bytes.
-const MEMORY: u64 = 96 << 20;
+/// Where queues and buffers are, and how many bytes: near the end of a small guest, behind its ramdisk.
+const MEMORY: u64 = 180 << 20;
 const MEMORY_BYTES: usize = 4 << 20;
 
 /// Serves `guest` until a signal ends the process.

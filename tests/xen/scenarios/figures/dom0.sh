@@ -14,7 +14,7 @@ report clock "$(clock-cost)"
 
 # serve_mmio DOMID: the same disk before virtio-mmio registers, by an ioreq server in this domain. Of its memory the guest's
 # kernel leaves 4 MiB to the driver.
-[ "$GUEST_TYPE" = pv ] || KERNEL_OPTIONS='memmap=4M$96M'
+[ "$GUEST_TYPE" = pv ] || KERNEL_OPTIONS='memmap=4M$180M'
 serve_mmio() {
     xen-bench serve-mmio "$1" $disk >>"$RESULTS/ioreq-server.log" 2>&1 &
     IOREQ_SERVER=$!
