@@ -11,6 +11,7 @@ fn main() -> anyhow::Result<()> {
     let options = Options {
         quick: true,
         names: names.collect(),
+        vmsg: None,
     };
     let before = Conditions::now();
     let rows = benches::run(

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, anyhow};
@@ -134,6 +135,41 @@ impl Machine {
             .into_iter()
             .find(|report| report.domid == domid)
             .with_context(|| format!("domain {domid} is unknown"))
+    }
+}
+
+/// The backend of dom0 in a process of its own, which ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct BackendProcess(Child);
+
+impl BackendProcess {
+    /// Starts the executable `vmsg` as backend of the machine.
+    pub(crate) fn start(machine: &Machine, vmsg: &Path) -> anyhow::Result<Self> {
+        let child = Command::new(vmsg)
+            .arg("--platform")
+            .arg(machine.spec(DomId::DOM0).to_string())
+            .arg("backend")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| vmsg.display().to_string())?;
+        Ok(Self(child))
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for BackendProcess {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let ended = self.0.kill().and_then(|()| self.0.wait());
+        if let Err(error) = ended {
+            eprintln!("the backend's process: {error}");
+        }
     }
 }
 

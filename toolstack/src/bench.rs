@@ -55,6 +55,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let wanted = benches::Options {
         quick: options.quick,
         names: options.names.clone(),
+        vmsg: Some(std::env::current_exe()?),
     };
     let before = Conditions::now();
     let rows = measure(&wanted, &stop).map_err(|error| match stop.load(Ordering::Relaxed) {
@@ -78,7 +79,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
 }
 
-/// Measures, and shows how far it is to those who can see it.
+/// Measures, and shows how far it is: by a bar on a terminal, line by line elsewhere.
 fn measure(options: &benches::Options, stop: &AtomicBool) -> anyhow::Result<Vec<Row>> {
     let total = match options.names.len() {
         0 => benches::NAMES.len(),
@@ -90,9 +91,12 @@ fn measure(options: &benches::Options, stop: &AtomicBool) -> anyhow::Result<Vec<
         Progress::Begin(name) => {
             bar.set_message(name);
             bar.inc(1);
+            if !visible {
+                eprintln!("{name} ({} of {total})", bar.position());
+            }
         }
         Progress::Measured(_) if visible => bar.tick(),
-        Progress::Measured(_) => {}
+        Progress::Measured(row) => eprintln!("  {}", row.cells().join("  ").trim_end()),
         Progress::Skipped(why) => bar.suspend(|| eprintln!("SKIPPED: {why}")),
     });
     bar.finish_and_clear();

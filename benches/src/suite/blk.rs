@@ -16,7 +16,7 @@ use crate::machine::Machine;
 use crate::mmio::{MmioDisk, Notify};
 use crate::peers::{Aio, QsdDisk, Uring};
 use crate::random::Random;
-use crate::report::{Target, time};
+use crate::report::Target;
 use crate::rounds::{Took, Watch};
 
 pub(super) const BLOCK: u32 = 4096;
@@ -101,6 +101,7 @@ pub(super) fn null(context: &mut Context<'_>) -> anyhow::Result<()> {
     ] {
         let model = model(&image, 1, &engine)?;
         let mut mmio = MmioDisk::start(&machine, model, notify, DEPTH, BLOCK)?;
+        let trap = context.trap(&mut mmio.mmio)?;
         for depth in [1, 8, 32] {
             let target = (depth == 1 && notify == Notify::Trap).then_some(Target::AtMost(0.36));
             let name = match notify {
@@ -116,16 +117,7 @@ pub(super) fn null(context: &mut Context<'_>) -> anyhow::Result<()> {
                 &mut |count| drive(&mut ours, depth, count, &mut next),
                 &mut |count| drive(&mut mmio, depth, count, &mut next_too),
             )?;
-        }
-        if notify == Notify::Trap {
-            let trap = context.rounds.alone(&mut |count| {
-                let watch = Watch::start();
-                for _ in 0..count {
-                    mmio.mmio.trap()?;
-                }
-                Ok(watch.took())
-            })?;
-            context.note(format!("one emulated trap {}", time(trap.median)));
+            context.note(&trap);
         }
     }
     Ok(())
@@ -143,6 +135,7 @@ pub(super) fn read(context: &mut Context<'_>) -> anyhow::Result<()> {
         DEPTH,
         BLOCK,
     )?;
+    let trap = context.trap(&mut mmio.mmio)?;
     let file = File::open(&image.path)?;
     let targets = [
         (1, None),
@@ -184,6 +177,7 @@ pub(super) fn read(context: &mut Context<'_>) -> anyhow::Result<()> {
             &mut |count| drive(&mut ours, depth, count, &mut next),
             &mut |count| drive(&mut mmio, depth, count, &mut next_too),
         )?;
+        context.note(&trap);
         let mut sectors = image.sectors();
         let mut offset = || sectors() * SECTOR;
         match Uring::new(file.try_clone()?, depth, BLOCK) {

@@ -35,6 +35,7 @@ pub(super) fn run(context: &mut Context<'_>) -> anyhow::Result<()> {
         let mut guest = Guest::connect(&machine, domid)?;
         let base = guest.base()?;
         let mut mmio = Mmio::start(&machine, model(peer_image, queues, &engine)?, Notify::Trap)?;
+        let trap = context.trap(&mut mmio)?;
         let mut mmio_turn = |count: u64| {
             summed(count, || {
                 let watch = Watch::start();
@@ -59,6 +60,7 @@ pub(super) fn run(context: &mut Context<'_>) -> anyhow::Result<()> {
             },
             &mut mmio_turn,
         )?;
+        context.note(&trap);
 
         let third = machine.guest(&[stock_image.line(queues)])?;
         let mut bare = BareGuest::connect(&machine, third, 0, RING_ORDER, POOL_PAGES)?;
@@ -77,6 +79,7 @@ pub(super) fn run(context: &mut Context<'_>) -> anyhow::Result<()> {
             },
             &mut mmio_turn,
         )?;
+        context.note(&trap);
 
         let before = machine.counters(domid)?.evtchn_send;
         let messages = guest.frontend.link()?.counters().sent;

@@ -9,6 +9,7 @@ mod notify;
 mod policy;
 mod scale;
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
@@ -16,8 +17,9 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 
 use crate::cpu;
+use crate::mmio::Mmio;
 use crate::report::{Row, Target, Unit, time};
-use crate::rounds::{Pair, Rounds, Side, Spread};
+use crate::rounds::{Pair, Rounds, Side, Spread, Watch};
 
 /// A benchmark: its name, and what it does.
 type Bench = (&'static str, fn(&mut Context<'_>) -> anyhow::Result<()>);
@@ -56,6 +58,8 @@ pub struct Options {
     pub quick: bool,
     /// The benchmarks, by name; empty for all.
     pub names: Vec<String>,
+    /// The executable `vmsg`, for what is to be measured of a process alone.
+    pub vmsg: Option<PathBuf>,
 }
 
 /// What happens while it runs.
@@ -106,6 +110,7 @@ pub fn run(
     let mut context = Context {
         rounds,
         quick: options.quick,
+        vmsg: options.vmsg.clone(),
         other_core: cores.iter().rev().nth(1).copied(),
         rows: Vec::new(),
         tell,
@@ -134,6 +139,7 @@ pub fn run(
 struct Context<'a> {
     rounds: Rounds<'a>,
     quick: bool,
+    vmsg: Option<PathBuf>,
     /// Another processor than the one that the benchmark's thread is kept to.
     other_core: Option<usize>,
     rows: Vec<Row>,
@@ -147,10 +153,22 @@ impl Context<'_> {
     }
 
     /// Adds to the detail of the last row.
-    fn note(&mut self, what: String) {
+    fn note(&mut self, what: &str) {
         if let Some(row) = self.rows.last_mut() {
             row.detail = format!("{}; {what}", row.detail);
         }
+    }
+
+    /// What a trap costs the peer, for the detail of the rows that were measured beside it.
+    fn trap(&self, mmio: &mut Mmio) -> anyhow::Result<String> {
+        let trap = self.rounds.alone(&mut |count| {
+            let watch = Watch::start();
+            for _ in 0..count {
+                mmio.trap()?;
+            }
+            Ok(watch.took())
+        })?;
+        Ok(format!("one emulated trap {}", time(trap.median)))
     }
 
     /// Bytes of a disk image: enough that no processor's cache holds it.

@@ -1,5 +1,6 @@
 //! msg_rtt and msg_stream: the message ring alone, between two threads and within one.
 
+use std::hint::black_box;
 use std::os::fd::OwnedFd;
 use std::thread::{self, JoinHandle};
 
@@ -61,8 +62,9 @@ pub(super) fn round_trip(context: &mut Context<'_>) -> anyhow::Result<()> {
 pub(super) fn stream(context: &mut Context<'_>) -> anyhow::Result<()> {
     for (bytes, target) in [(SHORT, 0.15), (LONG, 0.35)] {
         let [mut producer, mut consumer] = rings(bytes)?;
-        let (mut push, mut pop) = rtrb::RingBuffer::<[u8; LONG]>::new(1024);
-        let (mut short_push, mut short_pop) = rtrb::RingBuffer::<[u8; SHORT]>::new(1024);
+        let slots = slots(&producer)?;
+        let (mut push, mut pop) = rtrb::RingBuffer::<[u8; LONG]>::new(slots);
+        let (mut short_push, mut short_pop) = rtrb::RingBuffer::<[u8; SHORT]>::new(slots);
         context.time(
             format!("msg_stream {bytes} B"),
             "rtrb push, pop",
@@ -74,13 +76,17 @@ pub(super) fn stream(context: &mut Context<'_>) -> anyhow::Result<()> {
             },
         )?;
     }
-    match context.other_core {
-        Some(core) => two_cores(context, core),
-        None => {
-            context.skip("msg_stream on two processors: there is one".to_owned());
-            Ok(())
-        }
-    }
+    let Some(core) = context.other_core else {
+        context.skip("msg_stream on two processors: there is one".to_owned());
+        return Ok(());
+    };
+    two_cores::<SHORT>(context, core, 0.15)?;
+    two_cores::<LONG>(context, core, 0.35)
+}
+
+/// Messages that a ring holds one way: as many as the peer's.
+fn slots(ring: &MessageRing) -> anyhow::Result<usize> {
+    Ok(usize::try_from(ring.layout().slots())?)
 }
 
 /// A batch in, a batch out, by the same thread: the work without the cache lines' travel.
@@ -109,27 +115,33 @@ fn one_thread_rtrb<const N: usize>(
     pop: &mut rtrb::Consumer<[u8; N]>,
     count: u64,
 ) -> anyhow::Result<Took> {
+    let message = [7; N];
     let watch = Watch::start();
     for _ in 0..count.div_ceil(BATCH) {
         for _ in 0..BATCH {
-            push.push(std::hint::black_box([7; N]))?;
+            push.push(*black_box(&message))?;
         }
         while let Ok(found) = pop.pop() {
-            std::hint::black_box(found);
+            black_box(&found);
         }
     }
     Ok(watch.took())
 }
 
-/// Both sides poll, each on a processor of its own.
-fn two_cores(context: &mut Context<'_>, core: usize) -> anyhow::Result<()> {
+/// Messages of `N` bytes. Both sides poll, each on a processor of its own.
+fn two_cores<const N: usize>(
+    context: &mut Context<'_>,
+    core: usize,
+    target: f64,
+) -> anyhow::Result<()> {
+    let slots = slots(&rings(N)?[0])?;
     context.time(
-        format!("msg_stream {LONG} B, 2 cores"),
+        format!("msg_stream {N} B, 2 cores"),
         "rtrb push, pop",
-        None,
+        Some(Target::AtMost(target)),
         &mut |count| {
-            let [mut producer, mut consumer] = rings(LONG)?;
-            let frame = frame(LONG);
+            let [mut producer, mut consumer] = rings(N)?;
+            let frame = frame(N);
             while_consuming(
                 core,
                 move || {
@@ -155,7 +167,7 @@ fn two_cores(context: &mut Context<'_>, core: usize) -> anyhow::Result<()> {
                                 let _nobody_sleeps = producer.flush();
                                 std::hint::spin_loop();
                             }
-                            producer.try_send(&frame)?;
+                            producer.try_send(frame.get(..N).unwrap_or_default())?;
                             sent += 1;
                         }
                         let _nobody_sleeps = producer.flush();
@@ -165,12 +177,17 @@ fn two_cores(context: &mut Context<'_>, core: usize) -> anyhow::Result<()> {
             )
         },
         &mut |count| {
-            let (mut push, mut pop) = rtrb::RingBuffer::<[u8; LONG]>::new(64);
+            let (mut push, mut pop) = rtrb::RingBuffer::<[u8; N]>::new(slots);
+            let message = [7; N];
             while_consuming(
                 core,
                 move || {
                     for _ in 0..count {
-                        while pop.pop().is_err() {
+                        loop {
+                            if let Ok(found) = pop.pop() {
+                                black_box(&found);
+                                break;
+                            }
                             std::hint::spin_loop();
                         }
                     }
@@ -178,7 +195,7 @@ fn two_cores(context: &mut Context<'_>, core: usize) -> anyhow::Result<()> {
                 },
                 || {
                     for _ in 0..count {
-                        while push.push([7; LONG]).is_err() {
+                        while push.push(*black_box(&message)).is_err() {
                             std::hint::spin_loop();
                         }
                     }

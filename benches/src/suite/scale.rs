@@ -2,16 +2,18 @@
 //! idle guest costs, and the memory of each.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use xen_types::DomId;
 
 use super::Context;
 use super::blk::Image;
 use crate::bare::BareDisk;
 use crate::blk_queue::{Operation, drive};
-use crate::machine::{BACKEND_THREAD, Machine};
+use crate::machine::{BACKEND_THREAD, BackendProcess, Machine};
 use crate::random::Random;
 use crate::report::{Row, Target, Unit};
 use crate::rounds::{Spread, Took, Watch};
@@ -23,6 +25,8 @@ const MANY: usize = 1000;
 /// domain are as far from each other as those of two.
 const BUSES: usize = 2;
 const BYTES: u32 = 512;
+/// Guests whose memory is counted, after as many that are not.
+const MEASURED: usize = 200;
 /// How long the backend is watched doing nothing.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -40,11 +44,6 @@ pub(super) fn run(context: &mut Context<'_>) -> anyhow::Result<()> {
             &mut |count| alone.serve(count),
         )?;
         if guests == MANY {
-            let memory = Spread::exact(crowd.added_kib / guests as f64);
-            context.add(
-                Row::new("scale memory of a guest", Unit::KiB, memory)
-                    .detail("backend and guest's side together"),
-            );
             // The backend goes to sleep first.
             thread::park_timeout(IDLE / 10);
             let before = wakes()?;
@@ -57,15 +56,77 @@ pub(super) fn run(context: &mut Context<'_>) -> anyhow::Result<()> {
             );
         }
     }
+    match context.vmsg.clone() {
+        Some(vmsg) => memory(context, &image, &vmsg),
+        None => {
+            context.skip("scale memory of a guest: run `vmsg bench`".to_owned());
+            Ok(())
+        }
+    }
+}
+
+/// What a connected guest with a disk adds to the memory of a backend that has nothing else in its
+/// process.
+fn memory(context: &mut Context<'_>, image: &Image, vmsg: &Path) -> anyhow::Result<()> {
+    let mut machine = Machine::without_backend()?;
+    let backend = BackendProcess::start(&machine, vmsg)?;
+    let mut more = || -> anyhow::Result<Vec<BareDisk>> {
+        let buses = buses(&mut machine, image, MEASURED)?;
+        connect(context, &machine, buses)
+    };
+    // Tables that all share grow in steps, and with the first guests most.
+    let first = more()?;
+    let before = private_kib(backend.pid())?;
+    let second = more()?;
+    let each = (private_kib(backend.pid())? - before) / second.len() as f64;
+    let detail = format!(
+        "the backend's process, guests {} to {}",
+        first.len() + 1,
+        first.len() + second.len()
+    );
+    context.add(
+        Row::new("scale memory of a guest", Unit::KiB, Spread::exact(each))
+            .target(Target::AtMost(16.0))
+            .detail(detail),
+    );
     Ok(())
+}
+
+/// Buses of new domains with a disk each.
+fn buses(machine: &mut Machine, image: &Image, count: usize) -> anyhow::Result<Vec<(DomId, u32)>> {
+    let mut buses = Vec::new();
+    for number in 0..count {
+        let handle = u32::try_from(number % BUSES)?;
+        let domid = match (handle, buses.last()) {
+            (1.., Some((domid, _))) => *domid,
+            _ => machine.create_domain()?,
+        };
+        machine.bus(domid, handle, &[image.line(1)])?;
+        buses.push((domid, handle));
+    }
+    Ok(buses)
+}
+
+/// A guest on each bus.
+fn connect(
+    context: &Context<'_>,
+    machine: &Machine,
+    buses: Vec<(DomId, u32)>,
+) -> anyhow::Result<Vec<BareDisk>> {
+    buses
+        .into_iter()
+        .map(|(domid, handle)| {
+            context.rounds.check()?;
+            BareDisk::start(machine, domid, handle, 1, BYTES)
+                .with_context(|| format!("bus {handle} of domain {domid}"))
+        })
+        .collect()
 }
 
 /// A machine with guests that are served by turns.
 struct Crowd {
     disks: Vec<BareDisk>,
     _machine: Machine,
-    /// Private memory since the domains and buses were made: what connections and devices take.
-    added_kib: f64,
     random: Random,
 }
 
@@ -73,30 +134,12 @@ impl Crowd {
     /// All buses are there when the backend comes: guests that come one by one are another matter.
     fn start(context: &Context<'_>, image: &Image, guests: usize) -> anyhow::Result<Self> {
         let mut machine = Machine::without_backend()?;
-        let mut buses = Vec::new();
-        for number in 0..guests {
-            let handle = u32::try_from(number % BUSES)?;
-            let domid = match (handle, buses.last()) {
-                (1.., Some((domid, _))) => *domid,
-                _ => machine.create_domain()?,
-            };
-            machine.bus(domid, handle, &[image.line(1)])?;
-            buses.push((domid, handle));
-        }
-        let before = private_kib()?;
+        let buses = buses(&mut machine, image, guests)?;
         machine.start_backend()?;
-        let mut disks = Vec::new();
-        for (domid, handle) in buses {
-            context.rounds.check()?;
-            disks.push(
-                BareDisk::start(&machine, domid, handle, 1, BYTES)
-                    .with_context(|| format!("bus {handle} of domain {domid}"))?,
-            );
-        }
+        let disks = connect(context, &machine, buses)?;
         Ok(Self {
             disks,
             _machine: machine,
-            added_kib: private_kib()? - before,
             random: Random::new(),
         })
     }
@@ -113,14 +156,14 @@ impl Crowd {
     }
 }
 
-/// Memory of this process that no file backs.
-fn private_kib() -> anyhow::Result<f64> {
-    let status = fs::read_to_string("/proc/self/status")?;
+/// Memory of a process that no file backs and nobody shares.
+fn private_kib(pid: u32) -> anyhow::Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = status
         .lines()
         .find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = field.and_then(|rest| rest.split_whitespace().next());
-    Ok(kib.context("/proc/self/status has no RssAnon")?.parse()?)
+    Ok(kib.context("no RssAnon")?.parse()?)
 }
 
 /// How often the threads of backends were woken.
