@@ -1,8 +1,10 @@
-//! What `tests/limits.rs` counts: the device's side of chains and of ring messages, so many
-//! rounds of a batch. Only what is below `measured` counts; the peer's side is outside.
+//! What `tests/limits.rs` counts: the device's side of chains, of ring messages and of block reads,
+//! so many rounds of a batch. Only what is below `measured` counts; the peer's side is outside, and
+//! so is the kernel.
 //!
 //!     instruction-probe ROUNDS chain DESCRIPTORS direct|indirect AREAS PAGES
 //!     instruction-probe ROUNDS message BYTES
+//!     instruction-probe ROUNDS read
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +12,8 @@ use std::hint::black_box;
 
 use guest_memory::{Access, AddressSpace, Area};
 use instructions::BATCH;
+use virtio_devices::blk::{Blk, BlkConfig};
+use virtio_devices::{DeviceModel, Engine};
 use virtqueue::{Chain, DeviceQueue, DriverQueue, QueueLayout, RingFeatures, Segment};
 use xen_bus::areas::{AreaLimits, AreaTable};
 use xen_bus::layout::RingLayout;
@@ -37,6 +41,7 @@ fn main() {
         )
         .run(number(rounds)),
         [rounds, "message", bytes] => messages(number(bytes), number(rounds)),
+        [rounds, "read"] => reads(number(rounds)),
         _ => panic!("see the top of this program"),
     }
 }
@@ -157,14 +162,72 @@ fn messages(bytes: u32, rounds: u32) {
     }
 }
 
+/// Reads of 4 KiB from the page cache, a batch at a time.
+fn reads(rounds: u32) {
+    const BLOCK: u32 = 4096;
+    let image = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(image.path(), vec![0x5a; (BATCH * BLOCK) as usize]).expect("its contents");
+    let config = BlkConfig {
+        path: image.path().into(),
+        read_only: true,
+        serial: String::new(),
+        queues: 1,
+        direct: false,
+    };
+    let engine = Engine::new().expect("a thread");
+    let mut blk = Blk::open(&config, &engine).expect("an image");
+    // The queue and the requests' headers are at the front, the blocks behind them.
+    let mut chains = Chains::new(3, false, 1, 2 * BATCH + 16);
+    blk.start_queue(0, chains.device, 0);
+    let requests = 8 * PAGE_SIZE as u64;
+    let data = 16 * PAGE_SIZE as u64;
+    let header = chains
+        .table
+        .translate(address(1, requests), 16, Access::Write)
+        .expect("shared");
+    header.write(0, &[0; 16]).expect("its bytes");
+    let mut events = Vec::new();
+    for _ in 0..rounds {
+        for n in 0..BATCH {
+            let at = |offset, len| Segment {
+                addr: address(1, offset),
+                len,
+            };
+            let status = at(requests + 64 + u64::from(n), 1);
+            let block = at(data + u64::from(n) * u64::from(BLOCK), BLOCK);
+            chains
+                .driver
+                .add(&[at(requests, 16)], &[block, status])
+                .expect("room");
+        }
+        chains.driver.publish();
+        blk.kick(0);
+        measured::reads(&mut blk, black_box(&chains.table), &mut events);
+        events.clear();
+        for _ in 0..BATCH {
+            let used = chains.driver.pop_used().expect("a good device");
+            assert_eq!(used.expect("its return").len, BLOCK + 1);
+        }
+    }
+}
+
 /// What callgrind counts. Not inlined, so that it finds their beginning and end.
 mod measured {
     use std::hint::black_box;
 
     use guest_memory::{Access, AddressSpace, Cursor};
     use instructions::BATCH;
+    use virtio_devices::blk::Blk;
+    use virtio_devices::{DeviceEvent, DeviceModel, Progress};
     use virtqueue::{Chain, DeviceQueue};
     use xen_bus::ring::MessageRing;
+
+    /// Serves all requests, and publishes that they are.
+    #[inline(never)]
+    pub(super) fn reads(blk: &mut Blk, space: &dyn AddressSpace, events: &mut Vec<DeviceEvent>) {
+        let progress = blk.poll(space, 64, events);
+        assert_eq!(progress, Progress::Idle);
+    }
 
     /// Takes all chains, looks their segments up, returns them, publishes, and looks whether the
     /// driver wants to know; how many there were.
