@@ -3,6 +3,7 @@
 //! It wakes for XenStore watches, event channels, completions of devices and the stop signal,
 //! finds the sessions concerned, and gives each a bounded turn, round robin.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
@@ -283,7 +284,8 @@ impl Service {
 
     /// Waits for events of the kernel, without sleeping where that is cheaper.
     fn wait(&mut self, limit: Option<Duration>) -> io::Result<bool> {
-        let start = Instant::now();
+        // In a guest of Xen a look at the clock can cost as much as a request: no more than are needed.
+        let start = OnceCell::new();
         let Self {
             patience,
             poll,
@@ -296,7 +298,7 @@ impl Service {
             poll.poll(events, limit)?;
             Ok(!events.is_empty())
         };
-        patience.wait(limit, || start.elapsed(), ask)
+        patience.wait(limit, || start.get_or_init(Instant::now).elapsed(), ask)
     }
 
     /// Finds the sessions of the ports that have an event. The device is edge-triggered here, so

@@ -261,6 +261,9 @@ impl Session {
     }
 
     fn take_timers(&mut self) {
+        if self.retry_at.is_none() && self.devices_retry_at.is_none() && self.wait.is_none() {
+            return;
+        }
         let now = Instant::now();
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
