@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use guest_memory::{Access, AddressSpace as _};
 use virtio_msg::Features;
 use virtqueue::{DriverQueue, Segment};
+use xen_types::PAGE_SIZE;
 
 use crate::bring_up::release;
 use crate::error::FrontendError;
@@ -56,7 +57,8 @@ struct Slot {
 impl Slot {
     fn take(pool: &mut Pool, request_bytes: usize) -> Result<Self, PoolFull> {
         let control = pool.take(CONTROL)?;
-        match pool.take(request_bytes) {
+        // Direct I/O takes no other memory as it is, and no page is pinned that need not be.
+        match pool.take_aligned(request_bytes, PAGE_SIZE) {
             Ok(data) => Ok(Self {
                 control,
                 data,
