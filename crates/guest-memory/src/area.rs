@@ -27,6 +27,8 @@ pub trait Backing: Send + Sync + fmt::Debug {
 #[derive(Debug)]
 pub struct Area {
     mapping: Arc<Mapping>,
+    /// Of the mapping: a look-up needs no second look into memory.
+    extent: Extent,
 }
 
 /// Why an area was not unmapped.
@@ -59,32 +61,32 @@ impl Area {
         access: Access,
         backing: Box<dyn Backing>,
     ) -> Self {
+        let extent = Extent { base, len, access };
         Self {
             mapping: Arc::new(Mapping {
-                base,
-                len,
-                access,
+                extent,
                 backing: Some(backing),
             }),
+            extent,
         }
     }
 
     /// Bytes of the area.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.mapping.len
+        self.extent.len
     }
 
     /// True if the area has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.mapping.len == 0
+        self.extent.len == 0
     }
 
     /// How the memory is mapped.
     #[must_use]
     pub fn access(&self) -> Access {
-        self.mapping.access
+        self.extent.access
     }
 
     /// A window of `len` bytes at `offset`. A window may end exactly at the end of the area and may
@@ -99,14 +101,17 @@ impl Area {
         len: u64,
         access: Access,
     ) -> Result<GuestRange<'_>, RangeError> {
-        self.mapping.whole().narrow(offset, len, access)
+        self.whole().narrow(offset, len, access)
     }
 
     /// All of the area, with the right that the mapping gives.
     #[inline]
     #[must_use]
     pub fn whole(&self) -> GuestRange<'_> {
-        self.mapping.whole()
+        let Extent { base, len, access } = self.extent;
+        // SAFETY: this is the extent of `self.mapping`, which is not undone before it is dropped
+        // or taken out of `self`, so not before the end of this borrow.
+        unsafe { GuestRange::new(base, len, access) }
     }
 
     /// A counted right to use the memory.
@@ -138,32 +143,39 @@ impl Area {
     }
 }
 
-/// A mapping, shared by its area and the leases; the last one undoes it.
-pub(crate) struct Mapping {
+/// Where a mapping lies, and what it may be used for.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
     base: NonNull<u8>,
     len: usize,
     access: Access,
-    backing: Option<Box<dyn Backing>>,
 }
 
-// SAFETY: the memory is reached through atomic accesses only, which may come from any thread, and
-// `Backing` is `Send`.
-unsafe impl Send for Mapping {}
-// SAFETY: as above; `backing` is used only through `&mut self`.
-unsafe impl Sync for Mapping {}
+// SAFETY: a place and no right to it; the memory there is reached through atomic accesses only,
+// which may come from any thread.
+unsafe impl Send for Extent {}
+// SAFETY: as above.
+unsafe impl Sync for Extent {}
+
+/// A mapping, shared by its area and the leases; the last one undoes it.
+pub(crate) struct Mapping {
+    extent: Extent,
+    backing: Option<Box<dyn Backing>>,
+}
 
 impl Mapping {
     /// All of the memory, with the right that the mapping gives.
     #[inline]
     pub(crate) fn whole(&self) -> GuestRange<'_> {
+        let Extent { base, len, access } = self.extent;
         // SAFETY: `Area::from_raw` promises that the memory stays mapped with this right until
         // `unmap`, which needs `&mut self` and so the end of this borrow.
-        unsafe { GuestRange::new(self.base, self.len, self.access) }
+        unsafe { GuestRange::new(base, len, access) }
     }
 
     fn unmap(&mut self) -> io::Result<()> {
         match self.backing.take() {
-            Some(mut backing) => backing.unmap(self.base, self.len),
+            Some(mut backing) => backing.unmap(self.extent.base, self.extent.len),
             None => Ok(()),
         }
     }
@@ -179,8 +191,7 @@ impl Drop for Mapping {
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mapping")
-            .field("len", &self.len)
-            .field("access", &self.access)
+            .field("extent", &self.extent)
             .field("backing", &self.backing)
             .finish_non_exhaustive()
     }

@@ -26,7 +26,7 @@ pub enum ReadWrite {}
 pub trait Word: sealed::Word + Copy {}
 
 /// 2^n elements of `N` words each in leased memory. An index is taken modulo 2^n, so no access can
-/// fail.
+/// fail, or is refused.
 #[derive(Debug)]
 pub struct LeasedArray<W, const N: usize, R> {
     base: NonNull<[W; N]>,
@@ -72,7 +72,34 @@ impl<W: Word, const N: usize, R: Right> LeasedArray<W, N, R> {
     #[inline]
     #[must_use]
     pub fn load(&self, index: usize, order: Ordering) -> [W; N] {
-        let words = self.at(index);
+        // SAFETY: a masked index is below the number of elements.
+        unsafe { self.load_at(index & self.mask, order) }
+    }
+
+    /// The index of the last element.
+    #[inline]
+    #[must_use]
+    pub fn last(&self) -> usize {
+        self.mask
+    }
+
+    /// As [`LeasedArray::load`]; `None` if there are not so many elements.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, index: usize, order: Ordering) -> Option<[W; N]> {
+        if index > self.mask {
+            return None;
+        }
+        // SAFETY: the index was checked just now.
+        Some(unsafe { self.load_at(index, order) })
+    }
+
+    /// # Safety
+    /// There is such an element.
+    #[inline]
+    unsafe fn load_at(&self, index: usize, order: Ordering) -> [W; N] {
+        // SAFETY: the caller's promise; `new` checked all elements.
+        let words = unsafe { self.base.add(index) }.cast();
         let value = std::array::from_fn(|word| {
             // SAFETY: `word` is below `N`.
             let at = unsafe { words.add(word) };
@@ -82,13 +109,6 @@ impl<W: Word, const N: usize, R: Right> LeasedArray<W, N, R> {
         fence_unless_relaxed(order);
         value
     }
-
-    /// The first word of an element, which is aligned and inside the mapping.
-    #[inline]
-    fn at(&self, index: usize) -> NonNull<W> {
-        // SAFETY: the masked index is below the number of elements that `new` checked.
-        unsafe { self.base.add(index & self.mask) }.cast()
-    }
 }
 
 impl<W: Word, const N: usize> LeasedArray<W, N, ReadWrite> {
@@ -96,7 +116,8 @@ impl<W: Word, const N: usize> LeasedArray<W, N, ReadWrite> {
     /// earlier accesses.
     #[inline]
     pub fn store(&self, index: usize, value: [W; N], order: Ordering) {
-        let words = self.at(index);
+        // SAFETY: a masked index is below the number of elements.
+        let words: NonNull<W> = unsafe { self.base.add(index & self.mask) }.cast();
         fence_unless_relaxed(order);
         for (word, value) in value.into_iter().enumerate() {
             // SAFETY: `word` is below `N`.
@@ -180,6 +201,8 @@ mod tests {
         for index in [2, 6, usize::MAX - 1] {
             assert_eq!(array.load(index, Acquire), [2, 0x0102_0304]);
         }
+        assert_eq!(array.get(3, Acquire), Some([3, 0x0102_0304]));
+        assert_eq!(array.get(4, Acquire), None);
         let beyond: [u8; 28] = window.range().read_array(36).unwrap();
         assert_eq!(beyond, [0; 28]);
     }

@@ -20,6 +20,8 @@ pub struct Surroundings<'a> {
 pub struct Cursor<'a> {
     space: &'a dyn AddressSpace,
     near: Surroundings<'a>,
+    /// Bytes of it that may be written: all or none.
+    writable: u64,
 }
 
 impl<'a> Cursor<'a> {
@@ -33,6 +35,7 @@ impl<'a> Cursor<'a> {
                 first: 0,
                 memory: GuestRange::empty(),
             },
+            writable: 0,
         }
     }
 
@@ -53,42 +56,64 @@ impl<'a> Cursor<'a> {
         len: u32,
         access: Access,
     ) -> Result<GuestRange<'a>, TranslateError> {
-        if !self.near.covers(addr, len, access) {
-            self.move_to(addr, len, access)?;
+        if self.is_near(addr, len, access) {
+            Ok(self.near(addr, len, access))
+        } else {
+            self.far(addr, len, access)
         }
-        let offset = addr.wrapping_sub(self.near.first);
-        // SAFETY: these bytes and this right were checked just now, against what is remembered:
-        // here, or in `move_to`.
-        Ok(unsafe { self.near.memory.part(offset, len, access) })
     }
 
-    /// Remembers a piece in which the bytes are. An address space is safe code: that it answers
-    /// with what it was asked for is checked. Out of line, so that the usual case stays small.
+    /// Whether the bytes, one at least, are in the remembered piece, and may be used so. An address
+    /// before its first byte comes out as an offset beyond the last.
+    #[inline]
+    fn is_near(&self, addr: u64, len: u32, access: Access) -> bool {
+        let size = match access {
+            Access::Read => self.near.memory.len() as u64,
+            Access::Write => self.writable,
+        };
+        let offset = addr.wrapping_sub(self.near.first);
+        offset < size && u64::from(len).wrapping_sub(1) < size - offset
+    }
+
+    /// The bytes, of which [`Cursor::is_near`] has said yes.
+    #[inline]
+    fn near(&self, addr: u64, len: u32, access: Access) -> GuestRange<'a> {
+        let offset = addr.wrapping_sub(self.near.first);
+        // SAFETY: these bytes and this right were checked just now, against what is remembered.
+        unsafe { self.near.memory.part(offset, len, access) }
+    }
+
+    /// Remembers the piece around an address, if there is one. Out of line, so that the usual case
+    /// stays small.
     #[cold]
     #[inline(never)]
-    fn move_to(&mut self, addr: u64, len: u32, access: Access) -> Result<(), TranslateError> {
-        let near = self.space.surroundings(addr);
-        self.near = match near.filter(|near| near.covers(addr, len, access)) {
-            Some(near) => near,
-            None => Surroundings {
-                first: addr,
-                memory: self
-                    .space
-                    .translate(addr, len, access)?
-                    .narrow(0, len.into(), access)
-                    .map_err(|error| TranslateError::from_range(error, addr, len))?,
-            },
-        };
-        Ok(())
+    fn far(
+        &mut self,
+        addr: u64,
+        len: u32,
+        access: Access,
+    ) -> Result<GuestRange<'a>, TranslateError> {
+        if let Some(near) = self.space.surroundings(addr) {
+            self.writable = match near.memory.access() {
+                Access::Read => 0,
+                Access::Write => near.memory.len() as u64,
+            };
+            self.near = near;
+            if self.is_near(addr, len, access) {
+                return Ok(self.near(addr, len, access));
+            }
+        }
+        self.ask(addr, len, access)
     }
-}
 
-impl Surroundings<'_> {
-    /// An address before the first byte comes out as an offset beyond the last.
-    #[inline]
-    fn covers(&self, addr: u64, len: u32, access: Access) -> bool {
-        let offset = addr.wrapping_sub(self.first);
-        self.memory.covers(offset, len, access)
+    /// Looks up what is in no piece. An address space is safe code: that it answers with what it
+    /// was asked for is checked.
+    #[inline(never)]
+    fn ask(&self, addr: u64, len: u32, access: Access) -> Result<GuestRange<'a>, TranslateError> {
+        self.space
+            .translate(addr, len, access)?
+            .narrow(0, len.into(), access)
+            .map_err(|error| TranslateError::from_range(error, addr, len))
     }
 }
 

@@ -144,19 +144,10 @@ impl<'a> GuestRange<'a> {
         })
     }
 
-    /// Whether the `len` bytes at `offset`, one at least, are inside and `access` is allowed.
-    #[inline]
-    pub(crate) fn covers(&self, offset: u64, len: u32, access: Access) -> bool {
-        let size = self.len as u64;
-        offset < size
-            && u64::from(len).wrapping_sub(1) < size - offset
-            && self.access.allows(access)
-    }
-
     /// The part of `len` bytes at `offset`, for `access`.
     ///
     /// # Safety
-    /// The bytes are inside and `access` is allowed, as after [`GuestRange::covers`].
+    /// The bytes are inside and `access` is allowed.
     #[inline]
     pub(crate) unsafe fn part(&self, offset: u64, len: u32, access: Access) -> GuestRange<'a> {
         let (offset, len) = (usize::try_from(offset).unwrap_or(usize::MAX), len as usize);

@@ -1,6 +1,4 @@
-//! Copies between private memory and memory that others write: relaxed atomics, word by word.
-//!
-//! Each shared byte is read or written exactly once, aligned words in one piece.
+//! Copies by relaxed atomics, word by word: for every processor, and for Miri.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
@@ -28,26 +26,6 @@ pub(crate) unsafe fn load(from: NonNull<u8>, into: &mut [u8]) {
         // SAFETY: as above.
         (*byte, from) = unsafe { load_byte(from) };
     }
-}
-
-/// Copies `N` bytes out of shared memory; where both are whole words, without a loop.
-///
-/// # Safety
-/// As [`load`].
-#[inline]
-pub(crate) unsafe fn load_array<const N: usize>(from: NonNull<u8>) -> [u8; N] {
-    let mut array = [0; N];
-    if N.is_multiple_of(WORD) && from.cast::<u64>().is_aligned() {
-        let mut from = from;
-        for word in array.as_chunks_mut::<WORD>().0 {
-            // SAFETY: the caller promises `N` bytes; each word is aligned as the first is.
-            (*word, from) = unsafe { load_word(from) };
-        }
-    } else {
-        // SAFETY: the caller's promise.
-        unsafe { load(from, &mut array) };
-    }
-    array
 }
 
 /// Copies `from` into shared memory.
