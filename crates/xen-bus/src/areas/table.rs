@@ -29,18 +29,15 @@ impl Default for AreaLimits {
     }
 }
 
-/// Ids of which a table knows without a search where they are, if no two agree in the low bits:
-/// those of a driver that counts its areas from any number on.
-const GUESSES: u16 = 64;
-
 /// The areas of one instance.
 #[derive(Debug)]
 pub struct AreaTable {
     limits: AreaLimits,
     /// Ascending by id.
     areas: Vec<(AreaId, State)>,
-    /// By the low bits of an id: where it is in `areas`, perhaps.
-    guesses: [u16; GUESSES as usize],
+    /// By the low bits of an id: where it is in `areas`, perhaps. As many as areas, rounded up to
+    /// a power of two: of a driver that counts its areas, from any number on, all are right.
+    guesses: Vec<u16>,
     pages: u32,
     /// Pages of the same share that are mapped for something else.
     elsewhere: u32,
@@ -81,7 +78,7 @@ impl AreaTable {
         Self {
             limits,
             areas: Vec::new(),
-            guesses: [0; GUESSES as usize],
+            guesses: Vec::new(),
             pages: 0,
             elsewhere: 0,
         }
@@ -219,15 +216,20 @@ impl AreaTable {
     }
 
     /// What stands behind an id. A guess that is wrong costs a search, nothing else.
+    #[inline]
     fn get(&self, id: AreaId) -> Option<&State> {
-        let guess = self.guesses.get(usize::from(id.get() % GUESSES))?;
+        let guess = self.guesses.get(self.low_bits(id))?;
         match self.areas.get(usize::from(*guess)) {
             Some((there, state)) if *there == id => Some(state),
-            _ => {
-                let (_, state) = self.areas.get(self.search(id).ok()?)?;
-                Some(state)
-            }
+            _ => self.find(id),
         }
+    }
+
+    /// As [`AreaTable::get`], by a search.
+    #[cold]
+    fn find(&self, id: AreaId) -> Option<&State> {
+        let (_, state) = self.areas.get(self.search(id).ok()?)?;
+        Some(state)
     }
 
     /// Puts something else behind an id in use, and returns what was there.
@@ -239,14 +241,23 @@ impl AreaTable {
 
     /// Areas have come or gone: guesses anew.
     fn guess(&mut self) {
+        self.guesses.resize(self.areas.len().next_power_of_two(), 0);
         for (place, (id, _)) in (0..).zip(&self.areas) {
-            if let Some(guess) = self.guesses.get_mut(usize::from(id.get() % GUESSES)) {
+            let low_bits = self.low_bits(*id);
+            if let Some(guess) = self.guesses.get_mut(low_bits) {
                 *guess = place;
             }
         }
     }
 
+    /// The place of an id among the guesses, of which there are a power of two, or none.
+    #[inline]
+    fn low_bits(&self, id: AreaId) -> usize {
+        usize::from(id.get()) & self.guesses.len().wrapping_sub(1)
+    }
+
     /// The area and the offset that an address names; one of the grant form names none.
+    #[inline]
     fn look_up(&self, addr: u64) -> Result<(&Area, u64), TranslateError> {
         match BusAddr(addr).form() {
             Some(Form::Area { id, offset }) => match self.get(id) {
