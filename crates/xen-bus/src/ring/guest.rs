@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use guest_memory::{Access, LeasedRange, RangeError};
+use guest_memory::{Access, LeasedArray, LeasedRange, RangeError, ReadWrite};
 use xen_types::Session;
 
 use super::{Fence, MessageRing, RingState, RingWords, Role, Word};
@@ -88,26 +88,31 @@ impl MessageRing<GuestWords> {
     }
 }
 
+/// Words from the start of a ring on, as a power of two: the header and all of [`Word`].
+const WORDS_ORDER: u32 = 7;
+
 /// [`RingWords`] over memory that the peer can write at any time.
 #[derive(Debug)]
 pub struct GuestWords {
+    /// What lies before the slots.
+    words: LeasedArray<u32, 1, ReadWrite>,
+    /// All of the ring.
     window: LeasedRange,
 }
 
 impl GuestWords {
     pub(super) fn new(window: LeasedRange, layout: &RingLayout) -> Result<Self, OpenError> {
         let range = window.range();
-        let fits = range.len() as u64 == layout.bytes()
-            && range.access().allows(Access::Write)
-            && range.load_u32(0, Ordering::Relaxed).is_ok();
-        if !fits {
-            return Err(OpenError::Window {
-                expected: layout.bytes(),
-                len: range.len(),
-                access: range.access(),
-            });
+        let refusal = OpenError::Window {
+            expected: layout.bytes(),
+            len: range.len(),
+            access: range.access(),
+        };
+        if range.len() as u64 != layout.bytes() {
+            return Err(refusal);
         }
-        Ok(Self { window })
+        let words = LeasedArray::new(&window, 0, WORDS_ORDER).map_err(|_| refusal)?;
+        Ok(Self { words, window })
     }
 
     fn clear(&self) {
@@ -116,18 +121,15 @@ impl GuestWords {
     }
 
     fn write_header(&self, layout: &RingLayout, session: Session) {
-        let range = self.window.range();
-        for ((_, value), offset) in header(layout, session).into_iter().zip((0..).step_by(4)) {
-            checked(range.store_u32(offset, value, Ordering::Relaxed));
+        for (index, (_, value)) in header(layout, session).into_iter().enumerate() {
+            self.words.store(index, [value], Ordering::Relaxed);
         }
     }
 
     /// Reads each field once.
     fn check_header(&self, layout: &RingLayout, session: Session) -> Result<(), OpenError> {
-        let range = self.window.range();
-        for ((field, expected), offset) in header(layout, session).into_iter().zip((0..).step_by(4))
-        {
-            let got = checked(range.load_u32(offset, Ordering::Relaxed));
+        for (index, (field, expected)) in header(layout, session).into_iter().enumerate() {
+            let [got] = self.words.load(index, Ordering::Relaxed);
             if got != expected {
                 return Err(OpenError::Header {
                     field,
@@ -141,33 +143,45 @@ impl GuestWords {
 }
 
 impl RingWords for GuestWords {
+    #[inline]
     fn load(&self, word: Word) -> u32 {
         let order = match word {
             Word::Producer(_) | Word::Consumer(_) => Ordering::Acquire,
             Word::WakeAt(_) | Word::SpaceAt(_) => Ordering::Relaxed,
         };
-        checked(self.window.range().load_u32(word.offset(), order))
+        let [value] = self.words.load(index(word), order);
+        value
     }
 
+    #[inline]
     fn store(&self, word: Word, value: u32) {
         let order = match word {
             Word::Producer(_) | Word::Consumer(_) => Ordering::Release,
             Word::WakeAt(_) | Word::SpaceAt(_) => Ordering::Relaxed,
         };
-        checked(self.window.range().store_u32(word.offset(), value, order));
+        self.words.store(index(word), [value], order);
     }
 
+    #[inline]
     fn fence(&self, _: Fence) {
         fence(Ordering::SeqCst);
     }
 
+    #[inline]
     fn read(&self, offset: u64, into: &mut [u8]) {
         checked(self.window.range().read(offset, into));
     }
 
+    #[inline]
     fn write(&self, offset: u64, frame: &[u8]) {
         checked(self.window.range().write(offset, frame));
     }
+}
+
+/// Where a word lies among the words of a ring.
+#[inline]
+const fn index(word: Word) -> usize {
+    (word.offset() / 4) as usize
 }
 
 /// The header: name and value of each word, from offset 0 on.
@@ -183,6 +197,7 @@ fn header(layout: &RingLayout, session: Session) -> [(&'static str, u32); 5] {
 
 /// The result of an access at an offset that [`RingLayout`] gave. [`GuestWords::new`] has compared
 /// the window with the layout, so no peer can make it fail.
+#[inline]
 fn checked<T>(result: Result<T, RangeError>) -> T {
     result.unwrap_or_else(|error| unreachable!("outside of a ring that was checked: {error}"))
 }
