@@ -7,7 +7,6 @@
 use guest_memory::Access;
 
 use crate::MAX_INDIRECT_ENTRIES;
-use crate::indirect::RawDescriptor;
 
 /// Most bytes of a chain (VIRTIO 1.4, 2.7.5: a driver must not add longer ones).
 pub const MAX_CHAIN_BYTES: u64 = 1 << 32;
@@ -21,18 +20,75 @@ pub struct Segment {
     pub len: u32,
 }
 
+/// What is known of a chain beside its segments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    head: u16,
+    /// Sum of all lengths, which needs no more than 48 bits. Or [`OVERSIZE`], and how many
+    /// descriptors the table has that was too long to be read: one number that is too large says
+    /// that something is wrong.
+    bytes: u64,
+}
+
+/// See [`Taken::bytes`].
+const OVERSIZE: u64 = 1 << 63;
+
+impl Taken {
+    /// A chain of which nothing is known but its head.
+    #[inline]
+    pub(crate) fn new(head: u16) -> Self {
+        Self {
+            head,
+            ..Self::default()
+        }
+    }
+
+    /// The head: what goes back to the driver when the request is done.
+    #[inline]
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Why the request must not be executed, if so.
+    #[inline]
+    #[must_use]
+    pub fn refusal(&self) -> Option<ChainRefusal> {
+        (self.bytes > MAX_CHAIN_BYTES).then(|| self.why_refused())
+    }
+
+    #[cold]
+    fn why_refused(&self) -> ChainRefusal {
+        let bytes = self.bytes;
+        match u32::try_from(bytes ^ OVERSIZE) {
+            Ok(entries) => ChainRefusal::TooManyEntries {
+                entries,
+                limit: MAX_INDIRECT_ENTRIES,
+            },
+            Err(_) => ChainRefusal::TooManyBytes { bytes },
+        }
+    }
+
+    /// Another segment.
+    #[inline]
+    pub(crate) fn count(&mut self, len: u32) {
+        self.bytes += u64::from(len);
+    }
+
+    /// A table that is too long.
+    pub(crate) fn oversize(&mut self, entries: u32) {
+        self.bytes = OVERSIZE | u64::from(entries);
+    }
+}
+
 /// A chain taken from a queue. A buffer to be used again: [`crate::DeviceQueue::pop`] overwrites it.
 #[derive(Debug, Default)]
 pub struct Chain {
-    head: u16,
+    taken: Taken,
     readable: Vec<Segment>,
     writable: Vec<Segment>,
     readable_len: u64,
     writable_len: u64,
-    /// Descriptors of an indirect table that was too long to be read; else 0.
-    oversize: u32,
-    /// Room for the copy of an indirect table, as long as the longest so far.
-    pub(crate) table: Vec<RawDescriptor>,
 }
 
 /// Why a well-formed chain must not be executed. Its head goes back; the ring goes on.
@@ -65,7 +121,7 @@ impl Chain {
     #[inline]
     #[must_use]
     pub fn head(&self) -> u16 {
-        self.head
+        self.taken.head
     }
 
     /// What the driver wrote for the device.
@@ -100,17 +156,7 @@ impl Chain {
     #[inline]
     #[must_use]
     pub fn refusal(&self) -> Option<ChainRefusal> {
-        let bytes = self.readable_len + self.writable_len;
-        if self.oversize > 0 {
-            Some(ChainRefusal::TooManyEntries {
-                entries: self.oversize,
-                limit: MAX_INDIRECT_ENTRIES,
-            })
-        } else if bytes > MAX_CHAIN_BYTES {
-            Some(ChainRefusal::TooManyBytes { bytes })
-        } else {
-            None
-        }
+        self.taken.refusal()
     }
 
     /// Gives every segment another address: what each is, and how it will be used, goes in, the
@@ -126,45 +172,42 @@ impl Chain {
         }
     }
 
+    /// Forgets all segments.
     #[inline]
-    pub(crate) fn start(&mut self, head: u16) {
-        self.head = head;
+    pub(crate) fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
         self.readable_len = 0;
         self.writable_len = 0;
-        self.oversize = 0;
     }
 
-    /// Adds bytes for the device to read.
+    /// Adds a segment of the part that is used for `access`.
     #[inline]
-    pub(crate) fn push_readable(&mut self, addr: u64, len: u32) {
-        self.readable_len += u64::from(len);
-        push(&mut self.readable, addr, len);
-    }
-
-    /// Adds bytes for the device to write.
-    #[inline]
-    pub(crate) fn push_writable(&mut self, addr: u64, len: u32) {
-        self.writable_len += u64::from(len);
-        push(&mut self.writable, addr, len);
-    }
-
-    /// Drops all segments, so that a device cannot take what there is for the whole.
-    pub(crate) fn oversize(&mut self, entries: u32) {
-        self.start(self.head);
-        self.oversize = entries;
-    }
-}
-
-/// Empty segments are skipped: VIRTIO does not forbid them.
-#[inline]
-fn push(segments: &mut Vec<Segment>, addr: u64, len: u32) {
-    if len != 0 {
-        if segments.len() == segments.capacity() {
-            grow(segments);
+    pub(crate) fn push(&mut self, access: Access, segment: Segment) {
+        let part = match access {
+            Access::Read => {
+                self.readable_len += u64::from(segment.len);
+                &mut self.readable
+            }
+            Access::Write => {
+                self.writable_len += u64::from(segment.len);
+                &mut self.writable
+            }
+        };
+        if part.len() == part.capacity() {
+            grow(part);
         }
-        segments.push(Segment { addr, len });
+        part.push(segment);
+    }
+
+    /// All segments are there. Of a table that was too long to be read they are not: then there
+    /// are none, so that a device cannot take what there is for the whole.
+    #[inline]
+    pub(crate) fn finish(&mut self, taken: Taken) {
+        self.taken = taken;
+        if taken.bytes >= OVERSIZE {
+            self.clear();
+        }
     }
 }
 

@@ -3,13 +3,12 @@
 /// Bytes of a descriptor.
 pub(crate) const DESCRIPTOR_BYTES: u32 = 16;
 
-/// A private copy of a descriptor.
+/// A private copy of a descriptor: both its halves, as little-endian numbers. What is in the
+/// second is taken out when it is asked for, so that a walk has two numbers to carry along.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Descriptor {
-    pub(crate) addr: u64,
-    pub(crate) len: u32,
-    pub(crate) flags: u16,
-    pub(crate) next: u16,
+    addr: u64,
+    rest: u64,
 }
 
 impl Descriptor {
@@ -21,26 +20,43 @@ impl Descriptor {
     pub(crate) const INDIRECT: u16 = 4;
 
     #[inline]
-    pub(crate) fn has(&self, flag: u16) -> bool {
-        self.flags & flag != 0
-    }
-
-    /// From the two halves as little-endian numbers.
-    #[inline]
-    pub(crate) fn from_words([addr, rest]: [u64; 2]) -> Self {
-        let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.to_le_bytes();
+    pub(crate) const fn new(addr: u64, len: u32, flags: u16, next: u16) -> Self {
         Self {
             addr,
-            len: u32::from_le_bytes([l0, l1, l2, l3]),
-            flags: u16::from_le_bytes([f0, f1]),
-            next: u16::from_le_bytes([n0, n1]),
+            rest: len as u64 | (flags as u64) << 32 | (next as u64) << 48,
         }
     }
 
     #[inline]
-    pub(crate) fn to_words(self) -> [u64; 2] {
-        let rest = u64::from(self.len) | u64::from(self.flags) << 32 | u64::from(self.next) << 48;
-        [self.addr, rest]
+    pub(crate) const fn from_words([addr, rest]: [u64; 2]) -> Self {
+        Self { addr, rest }
+    }
+
+    #[inline]
+    pub(crate) const fn to_words(self) -> [u64; 2] {
+        [self.addr, self.rest]
+    }
+
+    #[inline]
+    pub(crate) const fn addr(self) -> u64 {
+        self.addr
+    }
+
+    #[inline]
+    pub(crate) const fn len(self) -> u32 {
+        let [l0, l1, l2, l3, ..] = self.rest.to_le_bytes();
+        u32::from_le_bytes([l0, l1, l2, l3])
+    }
+
+    #[inline]
+    pub(crate) const fn has(self, flag: u16) -> bool {
+        self.rest & (flag as u64) << 32 != 0
+    }
+
+    #[inline]
+    pub(crate) const fn next(self) -> u16 {
+        let [.., n0, n1] = self.rest.to_le_bytes();
+        u16::from_le_bytes([n0, n1])
     }
 }
 
@@ -55,12 +71,8 @@ mod tests {
 
     #[test]
     fn bytes_are_those_of_the_specification() {
-        let descriptor = Descriptor {
-            addr: 0x0001_0000_0000_2000,
-            len: 512,
-            flags: Descriptor::WRITE | Descriptor::NEXT,
-            next: 1,
-        };
+        let flags = Descriptor::WRITE | Descriptor::NEXT;
+        let descriptor = Descriptor::new(0x0001_0000_0000_2000, 512, flags, 1);
         let words = words([0, 0x20, 0, 0, 0, 0, 1, 0, 0, 2, 0, 0, 3, 0, 1, 0]);
         assert_eq!(descriptor.to_words(), words);
         assert_eq!(Descriptor::from_words(words), descriptor);
@@ -70,10 +82,11 @@ mod tests {
     fn each_field_has_its_place() {
         let words = words(*b"\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10");
         let descriptor = Descriptor::from_words(words);
-        assert_eq!(descriptor.addr, 0x0807_0605_0403_0201);
-        assert_eq!(descriptor.len, 0x0c0b_0a09);
-        assert_eq!(descriptor.flags, 0x0e0d);
-        assert_eq!(descriptor.next, 0x100f);
+        assert_eq!(descriptor.addr(), 0x0807_0605_0403_0201);
+        assert_eq!(descriptor.len(), 0x0c0b_0a09);
+        let flags = (0..16).filter(|bit| descriptor.has(1 << bit));
+        assert_eq!(flags.map(|bit| 1 << bit).sum::<u16>(), 0x0e0d);
+        assert_eq!(descriptor.next(), 0x100f);
         assert_eq!(descriptor.to_words(), words);
     }
 }

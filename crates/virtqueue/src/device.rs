@@ -7,14 +7,14 @@
 use guest_memory::{Access, AddressSpace};
 
 use crate::descriptor::Descriptor;
-use crate::indirect;
+use crate::indirect::{self, RawDescriptor};
 use crate::memory::{Step, fence};
 use crate::notify::Notifier;
 use crate::ring::{DeviceRings, NO_INTERRUPT, NO_NOTIFY};
-use crate::walk::{Part, follow};
+use crate::walk::{Indirect, Table, follow};
 use crate::{
     Chain, DescriptorAt, QueueFault, QueueLayout, QueueState, RingFeatures, Segment, SetupError,
-    StateError,
+    StateError, Taken,
 };
 
 /// The device's end of one queue. Holds leases of the ring's memory until it is dropped.
@@ -35,6 +35,8 @@ pub struct DeviceQueue {
     republish: bool,
     /// By head: taken and not yet returned.
     in_flight: Box<[bool]>,
+    /// Room for the copy of an indirect table, as long as the longest so far.
+    table: Vec<RawDescriptor>,
     signal: Notifier,
     fault: Option<QueueFault>,
 }
@@ -65,6 +67,7 @@ impl DeviceQueue {
             published: 0,
             republish: false,
             in_flight: vec![false; size.into()].into_boxed_slice(),
+            table: Vec::new(),
             signal: Notifier::default(),
             fault: None,
         }
@@ -112,16 +115,39 @@ impl DeviceQueue {
     /// A chain with a [`Chain::refusal`] is taken, too: its head must go back like any other.
     ///
     /// # Errors
-    /// The driver broke the rules of the ring. Said once; from then on nothing is taken, while
-    /// chains in flight can still be returned.
+    /// As [`DeviceQueue::pop_each`].
     #[inline]
     pub fn pop<S: AddressSpace + ?Sized>(
         &mut self,
         space: &S,
         chain: &mut Chain,
     ) -> Result<bool, QueueFault> {
-        self.take(space, chain)
-            .inspect_err(|&fault| self.stop(fault))
+        chain.clear();
+        let taken = self.pop_each(space, |access, segment| chain.push(access, segment))?;
+        if let Some(taken) = taken {
+            chain.finish(taken);
+        }
+        Ok(taken.is_some())
+    }
+
+    /// Takes the next chain, and tells `each` of its segments as they are found, with what they
+    /// are for: first all to read, then all to write. `None`: there is none, or the queue has
+    /// stopped.
+    ///
+    /// What `each` was told counts for nothing unless a chain comes out of it, as a chain may turn
+    /// out to be broken behind its first segments. With [`ChainRefusal::TooManyEntries`] segments
+    /// are missing.
+    ///
+    /// # Errors
+    /// The driver broke the rules of the ring. Said once; from then on nothing is taken, while
+    /// chains in flight can still be returned.
+    #[inline]
+    pub fn pop_each<S: AddressSpace + ?Sized>(
+        &mut self,
+        space: &S,
+        each: impl FnMut(Access, Segment),
+    ) -> Result<Option<Taken>, QueueFault> {
+        self.take(space, each).map_err(|fault| *fault)
     }
 
     /// The indirect tables that the next chains name, of at most `most` of them: a hint for who can
@@ -133,13 +159,14 @@ impl DeviceQueue {
         let new = self.rings.avail_idx().wrapping_sub(self.next_avail);
         for ahead in 0..new.min(most).min(self.size) {
             let head = self.rings.avail_slot(self.next_avail.wrapping_add(ahead));
-            if head >= self.size {
+            let Some(descriptor) = self.rings.descriptor(head) else {
                 return;
-            }
-            let descriptor = self.rings.descriptor(head);
+            };
             if descriptor.has(Descriptor::INDIRECT) {
-                let Descriptor { addr, len, .. } = descriptor;
-                out.push(Segment { addr, len });
+                out.push(Segment {
+                    addr: descriptor.addr(),
+                    len: descriptor.len(),
+                });
             }
         }
     }
@@ -260,47 +287,96 @@ impl DeviceQueue {
         Ok(())
     }
 
+    /// As [`DeviceQueue::pop_each`]; a fault stays where it is latched, out of the usual way.
     #[inline]
     fn take<S: AddressSpace + ?Sized>(
         &mut self,
         space: &S,
-        chain: &mut Chain,
-    ) -> Result<bool, QueueFault> {
+        mut each: impl FnMut(Access, Segment),
+    ) -> Result<Option<Taken>, &QueueFault> {
         // A queue that has stopped has seen nothing, and looks no more.
-        if self.next_avail == self.seen_avail && !self.look()? {
-            return Ok(false);
+        if self.next_avail == self.seen_avail {
+            if let Err(fault) = self.look() {
+                return Err(self.stop(fault));
+            }
+            if self.next_avail == self.seen_avail {
+                return Ok(None);
+            }
         }
         let head = self.rings.avail_slot(self.next_avail);
-        let size = self.size;
-        let Some(taken) = self.in_flight.get_mut(usize::from(head)) else {
-            return Err(QueueFault::HeadOutOfRange { head, size });
+        match self.in_flight.get_mut(usize::from(head)) {
+            Some(in_flight) if !*in_flight => *in_flight = true,
+            _ => return Err(self.stop(self.bad_head(head))),
+        }
+        let ring = Table {
+            last: self.rings.last_descriptor(),
+            place: DescriptorAt::Ring,
+            fetch: |index| self.rings.descriptor(index),
         };
-        if *taken {
-            return Err(QueueFault::HeadInFlight { head });
+        let mut taken = Taken::new(head);
+        let first = self.rings.descriptor_of_head(head);
+        match follow(&mut taken, Access::Read, ring, head, first, &mut each) {
+            Ok(None) => {}
+            Ok(Some(indirect)) => match self.follow_table(space, taken, indirect, each) {
+                Ok(end) => taken = end,
+                Err(fault) => return Err(self.leave(head, fault)),
+            },
+            Err(fault) => return Err(self.leave(head, fault)),
         }
-        chain.start(head);
-        let fetch = |index| self.rings.descriptor(index);
-        let place = DescriptorAt::Ring;
-        if let Some(found) = follow(chain, Part::Readable, head, size, place, fetch)? {
-            indirect::walk(space, self.features.indirect, chain, &found)?;
-        }
-        *taken = true;
         self.next_avail = self.next_avail.wrapping_add(1);
-        Ok(true)
+        Ok(Some(taken))
+    }
+
+    /// Goes on in an indirect table. Out of line, so that chains without one keep their registers.
+    #[inline(never)]
+    fn follow_table<S: AddressSpace + ?Sized>(
+        &mut self,
+        space: &S,
+        taken: Taken,
+        indirect: Indirect,
+        each: impl FnMut(Access, Segment),
+    ) -> Result<Taken, QueueFault> {
+        if self.features.indirect {
+            indirect::follow_table(space, &mut self.table, taken, indirect, each)
+        } else {
+            let at = DescriptorAt::Ring(indirect.index);
+            Err(QueueFault::IndirectNotNegotiated { at })
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn bad_head(&self, head: u16) -> QueueFault {
+        let size = self.size;
+        if head < size {
+            QueueFault::HeadInFlight { head }
+        } else {
+            QueueFault::HeadOutOfRange { head, size }
+        }
+    }
+
+    /// Stops at a broken chain, which is not taken.
+    #[cold]
+    fn leave(&mut self, head: u16, fault: QueueFault) -> &QueueFault {
+        if let Some(in_flight) = self.in_flight.get_mut(usize::from(head)) {
+            *in_flight = false;
+        }
+        self.stop(fault)
     }
 
     /// For good. What was seen and not taken is forgotten, so that nothing is left to take.
     #[cold]
-    fn stop(&mut self, fault: QueueFault) {
+    #[inline(never)]
+    fn stop(&mut self, fault: QueueFault) -> &QueueFault {
         self.seen_avail = self.next_avail;
-        self.fault = Some(fault);
+        self.fault.insert(fault)
     }
 
-    /// Step 3: looks at the driver's index. False: nothing new.
-    #[inline]
-    fn look(&mut self) -> Result<bool, QueueFault> {
+    /// Step 3: looks at the driver's index. Out of line: once for a batch.
+    #[inline(never)]
+    fn look(&mut self) -> Result<(), QueueFault> {
         if self.fault.is_some() {
-            return Ok(false);
+            return Ok(());
         }
         let (idx, next, size) = (self.rings.avail_idx(), self.next_avail, self.size);
         let new = idx.wrapping_sub(next);
@@ -317,6 +393,6 @@ impl DeviceQueue {
             });
         }
         self.seen_avail = idx;
-        Ok(new != 0)
+        Ok(())
     }
 }

@@ -307,12 +307,15 @@ impl DriverQueue {
     /// Writes a chain into the free descriptors from `head` on; returns the last one.
     fn fill_ring(&self, head: u16, readable: &[Segment], writable: &[Segment]) -> u16 {
         let (mut index, mut last) = (head, head);
-        for mut descriptor in descriptors(readable, writable) {
+        for (segment, flags) in flagged(readable, writable) {
             last = index;
             index = link(&self.links, index);
-            if descriptor.has(Descriptor::NEXT) {
-                descriptor.next = index;
-            }
+            let next = if flags & Descriptor::NEXT != 0 {
+                index
+            } else {
+                0
+            };
+            let descriptor = Descriptor::new(segment.addr, segment.len, flags, next);
             self.rings.set_descriptor(last, descriptor);
         }
         last
@@ -376,21 +379,20 @@ impl Tables {
     fn fill(&self, head: u16, readable: &[Segment], writable: &[Segment]) -> Descriptor {
         let first = usize::from(head) * usize::from(self.entries);
         let mut len = 0;
-        for (entry, mut descriptor) in (0..).zip(descriptors(readable, writable)) {
-            if descriptor.has(Descriptor::NEXT) {
-                descriptor.next = entry + 1;
-            }
+        for (entry, (segment, flags)) in (0..).zip(flagged(readable, writable)) {
+            let next = if flags & Descriptor::NEXT != 0 {
+                entry + 1
+            } else {
+                0
+            };
+            let descriptor = Descriptor::new(segment.addr, segment.len, flags, next);
             let index = first + usize::from(entry);
             self.descriptors
                 .store(index, descriptor.to_words(), Relaxed);
             len += DESCRIPTOR_BYTES;
         }
-        Descriptor {
-            addr: self.addr + u64::from(DESCRIPTOR_BYTES) * first as u64,
-            len,
-            flags: Descriptor::INDIRECT,
-            next: 0,
-        }
+        let addr = self.addr + u64::from(DESCRIPTOR_BYTES) * first as u64;
+        Descriptor::new(addr, len, Descriptor::INDIRECT, 0)
     }
 }
 
@@ -420,22 +422,20 @@ fn check_segments(readable: &[Segment], writable: &[Segment]) -> Result<u64, Add
     Ok(writable_len)
 }
 
-/// The descriptors of a chain, with NEXT on all but the last and `next` yet to be set.
-fn descriptors<'a>(
+/// The segments of a chain with their flags: NEXT on all but the last.
+fn flagged<'a>(
     readable: &'a [Segment],
     writable: &'a [Segment],
-) -> impl Iterator<Item = Descriptor> + 'a {
+) -> impl Iterator<Item = (&'a Segment, u16)> {
     let last = readable.len() + writable.len() - 1;
     let readable = readable.iter().map(|segment| (segment, 0));
     let writable = writable.iter().map(|segment| (segment, Descriptor::WRITE));
     readable
         .chain(writable)
         .enumerate()
-        .map(move |(at, (segment, write))| Descriptor {
-            addr: segment.addr,
-            len: segment.len,
-            flags: write | if at == last { 0 } else { Descriptor::NEXT },
-            next: 0,
+        .map(move |(at, (segment, write))| {
+            let next = if at == last { 0 } else { Descriptor::NEXT };
+            (segment, write | next)
         })
 }
 

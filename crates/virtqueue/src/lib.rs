@@ -33,7 +33,7 @@ mod ring;
 mod state;
 mod walk;
 
-pub use chain::{Chain, ChainRefusal, MAX_CHAIN_BYTES, Segment};
+pub use chain::{Chain, ChainRefusal, MAX_CHAIN_BYTES, Segment, Taken};
 pub use device::DeviceQueue;
 pub use driver::{AddError, DriverFault, DriverQueue, Used};
 pub use fault::{DescriptorAt, QueueFault};

@@ -117,6 +117,14 @@ impl<W: Modelled, const N: usize, R: Right> LeasedArray<W, N, R> {
         }
     }
 
+    pub(crate) fn last(&self) -> usize {
+        self.words.len() - 1
+    }
+
+    pub(crate) fn get(&self, index: usize, order: Ordering) -> Option<[W; N]> {
+        (index < self.words.len()).then(|| self.load(index, order))
+    }
+
     pub(crate) fn load(&self, index: usize, order: Ordering) -> [W; N] {
         let element = &self.words[index % self.words.len()];
         let value = std::array::from_fn(|word| W::load(&element[word]));

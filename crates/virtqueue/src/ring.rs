@@ -71,10 +71,23 @@ impl<D: Right> Rings<D> {
         })
     }
 
-    /// Copies one descriptor, in one look.
+    /// Copies one descriptor, in one look; `None`: the table does not have it.
     #[inline]
-    pub(crate) fn descriptor(&self, index: u16) -> Descriptor {
-        Descriptor::from_words(self.desc.load(index.into(), Relaxed))
+    pub(crate) fn descriptor(&self, index: u16) -> Option<Descriptor> {
+        let words = self.desc.get(index.into(), Relaxed)?;
+        Some(Descriptor::from_words(words))
+    }
+
+    /// As [`Rings::descriptor`], of a head that is known to be in the table.
+    #[inline]
+    pub(crate) fn descriptor_of_head(&self, head: u16) -> Descriptor {
+        Descriptor::from_words(self.desc.load(head.into(), Relaxed))
+    }
+
+    /// The index of the last descriptor.
+    #[inline]
+    pub(crate) fn last_descriptor(&self) -> usize {
+        self.desc.last()
     }
 
     #[inline]

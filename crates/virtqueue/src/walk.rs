@@ -1,16 +1,10 @@
 //! Following a chain through a table of descriptors, in the ring or copied from an indirect table
 //! (VIRTIO 1.4, 2.7.5).
 
-use crate::descriptor::Descriptor;
-use crate::{Chain, DescriptorAt, QueueFault};
+use guest_memory::Access;
 
-/// Which part of a chain a walk is in. Bytes for the device to read come first, then those for it
-/// to write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    Readable,
-    Writable,
-}
+use crate::descriptor::Descriptor;
+use crate::{DescriptorAt, QueueFault, Segment, Taken};
 
 /// The walk has come to an indirect descriptor.
 #[derive(Debug)]
@@ -18,76 +12,129 @@ pub(crate) struct Indirect {
     /// Its place in the table.
     pub(crate) index: u16,
     pub(crate) descriptor: Descriptor,
-    /// Where its table goes on.
-    pub(crate) part: Part,
+    /// The part of the chain that its table goes on with.
+    pub(crate) part: Access,
 }
 
-/// Collects a chain from descriptor `first` of a table of `entries` on, beginning in `part`.
-/// Fetches each descriptor once and at most `entries` of them. Ends at the end of the chain, or at
-/// an indirect descriptor.
+/// A table of descriptors, in the ring or copied.
+pub(crate) struct Table<P, F> {
+    /// The index of the last one.
+    pub(crate) last: usize,
+    /// Where one stands, for an error.
+    pub(crate) place: P,
+    /// A copy of one; nothing outside of the table.
+    pub(crate) fetch: F,
+}
+
+/// Goes through a chain from its descriptor `index` in a table on, beginning in the part that is
+/// for `part`, and tells `each` of its segments. Bytes for the device to read come first, then
+/// those for it to write. Fetches each descriptor once, and no more of them than there are. Ends
+/// at the end of the chain, or at an indirect descriptor.
 ///
 /// One loop for each part: most of what a chain costs is here, and so no descriptor is asked
-/// which part the ones before it were in.
+/// which part the ones before it were in. Faults are made out of line, of plain numbers, so that
+/// the loops keep their registers.
 #[inline]
-pub(crate) fn follow(
-    chain: &mut Chain,
-    part: Part,
-    first: u16,
-    entries: u16,
-    place: impl Fn(u16) -> DescriptorAt,
-    fetch: impl Fn(u16) -> Descriptor,
-) -> Result<Option<Indirect>, QueueFault> {
-    const UNUSUAL: u16 = Descriptor::INDIRECT | Descriptor::WRITE;
-    let head = chain.head();
-    let mut left = entries;
-    let mut link = |index, descriptor: &Descriptor| {
-        let next = descriptor.next;
-        if next >= entries {
-            return Err(QueueFault::NextOutOfRange {
-                at: place(index),
-                next,
-                entries,
-            });
+pub(crate) fn follow<P, F>(
+    taken: &mut Taken,
+    part: Access,
+    table: Table<P, F>,
+    mut index: u16,
+    mut descriptor: Descriptor,
+    each: &mut impl FnMut(Access, Segment),
+) -> Result<Option<Indirect>, QueueFault>
+where
+    P: Fn(u16) -> DescriptorAt,
+    F: Fn(u16) -> Option<Descriptor>,
+{
+    let Table { last, place, fetch } = table;
+    let mut links = 0;
+    let mut go_on = |taken: &Taken, index: &mut u16, descriptor: Descriptor| {
+        let next = descriptor.next();
+        if links == last {
+            return Err(one_too_many(taken.head(), place(*index), next, last));
         }
-        left -= 1;
-        if left == 0 {
-            return Err(QueueFault::Loop { head, entries });
-        }
-        Ok(next)
+        links += 1;
+        let descriptor = fetch(next).ok_or_else(|| no_such(place(*index), next, last))?;
+        *index = next;
+        Ok(descriptor)
     };
-    let mut index = first;
-    let mut descriptor = fetch(index);
-    if part == Part::Readable {
-        while descriptor.flags & UNUSUAL == 0 {
-            chain.push_readable(descriptor.addr, descriptor.len);
+    let indirect = |index, descriptor, part| {
+        Ok(Some(Indirect {
+            index,
+            descriptor,
+            part,
+        }))
+    };
+    if part == Access::Read {
+        while !descriptor.has(Descriptor::INDIRECT | Descriptor::WRITE) {
+            taken.tell(Access::Read, descriptor, each);
             if !descriptor.has(Descriptor::NEXT) {
                 return Ok(None);
             }
-            index = link(index, &descriptor)?;
-            descriptor = fetch(index);
+            descriptor = go_on(taken, &mut index, descriptor)?;
         }
-        if descriptor.has(Descriptor::INDIRECT) {
-            return Ok(Some(Indirect {
-                index,
-                descriptor,
-                part,
-            }));
-        }
+    } else if !descriptor.has(Descriptor::INDIRECT | Descriptor::WRITE) {
+        return Err(readable_last(place(index)));
     }
-    while descriptor.flags & UNUSUAL == Descriptor::WRITE {
-        chain.push_writable(descriptor.addr, descriptor.len);
+    if descriptor.has(Descriptor::INDIRECT) {
+        return indirect(index, descriptor, part);
+    }
+    loop {
+        taken.tell(Access::Write, descriptor, each);
         if !descriptor.has(Descriptor::NEXT) {
             return Ok(None);
         }
-        index = link(index, &descriptor)?;
-        descriptor = fetch(index);
+        descriptor = go_on(taken, &mut index, descriptor)?;
+        if descriptor.has(Descriptor::INDIRECT) {
+            return indirect(index, descriptor, Access::Write);
+        }
+        if !descriptor.has(Descriptor::WRITE) {
+            return Err(readable_last(place(index)));
+        }
     }
-    if descriptor.has(Descriptor::INDIRECT) {
-        return Ok(Some(Indirect {
-            index,
-            descriptor,
-            part: Part::Writable,
-        }));
+}
+
+impl Taken {
+    /// Counts the segment of a descriptor, and tells `each` of it. Empty ones are skipped: VIRTIO
+    /// does not forbid them.
+    #[inline]
+    fn tell(
+        &mut self,
+        access: Access,
+        descriptor: Descriptor,
+        each: &mut impl FnMut(Access, Segment),
+    ) {
+        let (addr, len) = (descriptor.addr(), descriptor.len());
+        if len != 0 {
+            self.count(len);
+            each(access, Segment { addr, len });
+        }
     }
-    Err(QueueFault::ReadableAfterWritable { at: place(index) })
+}
+
+#[cold]
+#[inline(never)]
+fn readable_last(at: DescriptorAt) -> QueueFault {
+    QueueFault::ReadableAfterWritable { at }
+}
+
+/// A link out of a table with this `last` index.
+#[cold]
+#[inline(never)]
+fn no_such(at: DescriptorAt, next: u16, last: usize) -> QueueFault {
+    let entries = u16::try_from(last + 1).unwrap_or(u16::MAX);
+    QueueFault::NextOutOfRange { at, next, entries }
+}
+
+/// As many links as the table has descriptors: this one leads out of it, or back.
+#[cold]
+#[inline(never)]
+fn one_too_many(head: u16, at: DescriptorAt, next: u16, last: usize) -> QueueFault {
+    let entries = u16::try_from(last + 1).unwrap_or(u16::MAX);
+    if next < entries {
+        QueueFault::Loop { head, entries }
+    } else {
+        no_such(at, next, last)
+    }
 }

@@ -2,7 +2,7 @@
 //! so many rounds of a batch. Only what is below `measured` counts; the peer's side is outside, and
 //! so is the kernel.
 //!
-//!     instruction-probe ROUNDS chain DESCRIPTORS direct|indirect AREAS PAGES
+//!     instruction-probe ROUNDS chain|collected DESCRIPTORS direct|indirect AREAS PAGES
 //!     instruction-probe ROUNDS message BYTES
 //!     instruction-probe ROUNDS read
 
@@ -33,17 +33,40 @@ fn main() {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let number = |text: &str| text.parse::<u32>().expect("a number");
     match arguments[..] {
-        [rounds, "chain", descriptors, form, areas, pages] => Chains::new(
-            number(descriptors),
-            form == "indirect",
-            u16::try_from(number(areas)).expect("an area id"),
-            number(pages),
-        )
-        .run(number(rounds)),
+        [
+            rounds,
+            what @ ("chain" | "collected"),
+            descriptors,
+            form,
+            areas,
+            pages,
+        ] => {
+            let how = if what == "chain" {
+                How::Passing
+            } else {
+                How::Collected
+            };
+            Chains::new(
+                number(descriptors),
+                form == "indirect",
+                u16::try_from(number(areas)).expect("an area id"),
+                number(pages),
+            )
+            .run(how, number(rounds));
+        }
         [rounds, "message", bytes] => messages(number(bytes), number(rounds)),
         [rounds, "read"] => reads(number(rounds)),
         _ => panic!("see the top of this program"),
     }
+}
+
+/// When the segments of a chain are looked up.
+#[derive(Clone, Copy)]
+enum How {
+    /// As they are found.
+    Passing,
+    /// When the chain is complete.
+    Collected,
 }
 
 /// A driver that fills a queue, and the device's end of it.
@@ -97,7 +120,7 @@ impl Chains {
         }
     }
 
-    fn run(mut self, rounds: u32) {
+    fn run(mut self, how: How, rounds: u32) {
         let mut chain = Chain::new();
         for _ in 0..rounds {
             for _ in 0..BATCH {
@@ -105,8 +128,10 @@ impl Chains {
             }
             self.driver.publish();
             let space: &dyn AddressSpace = black_box(&self.table);
-            let (notify, taken) = measured::chains(&mut self.device, space, &mut chain);
-            assert_eq!(taken, BATCH);
+            let notify = match how {
+                How::Passing => measured::chains(&mut self.device, space),
+                How::Collected => measured::collected_chains(&mut self.device, space, &mut chain),
+            };
             black_box(notify);
             for _ in 0..BATCH {
                 self.driver
@@ -230,31 +255,44 @@ mod measured {
     }
 
     /// Takes all chains, looks their segments up, returns them, publishes, and looks whether the
-    /// driver wants to know; how many there were.
+    /// driver wants to know.
     #[inline(never)]
-    pub(super) fn chains(
+    pub(super) fn chains(queue: &mut DeviceQueue, space: &dyn AddressSpace) -> bool {
+        let mut memory = Cursor::new(space);
+        loop {
+            let chain = queue.pop_each(space, |access, segment| {
+                let range = memory.translate(segment.addr, segment.len, access);
+                black_box(range.expect("shared").base());
+            });
+            let Some(chain) = chain.expect("a good driver") else {
+                return queue.publish();
+            };
+            assert!(chain.refusal().is_none());
+            queue.push_used(chain.head(), 1).expect("in flight");
+        }
+    }
+
+    /// As [`chains`], but collects the segments of a chain before they are looked up.
+    #[inline(never)]
+    pub(super) fn collected_chains(
         queue: &mut DeviceQueue,
         space: &dyn AddressSpace,
         chain: &mut Chain,
-    ) -> (bool, u32) {
+    ) -> bool {
         let mut memory = Cursor::new(space);
-        let mut taken = 0;
         while queue.pop(space, chain).expect("a good driver") {
             assert!(chain.refusal().is_none());
             for segment in chain.readable() {
                 let range = memory.translate(segment.addr, segment.len, Access::Read);
-                black_box(&range.expect("shared"));
+                black_box(range.expect("shared").base());
             }
-            let mut written = 0;
             for segment in chain.writable() {
                 let range = memory.translate(segment.addr, segment.len, Access::Write);
-                black_box(&range.expect("shared"));
-                written += segment.len;
+                black_box(range.expect("shared").base());
             }
-            queue.push_used(chain.head(), written).expect("in flight");
-            taken += 1;
+            queue.push_used(chain.head(), 1).expect("in flight");
         }
-        (queue.publish(), taken)
+        queue.publish()
     }
 
     /// Sends a batch, publishes it, takes it out at the other end, and gives the slots back.
