@@ -95,7 +95,7 @@ pub(crate) fn run(workspace: &Workspace, command: &Command) -> Result<ExitCode> 
 fn list(workspace: &Workspace) -> Result<ExitCode> {
     for scenario in scenarios::all(workspace)? {
         let ci = if scenario.ci { "CI" } else { "" };
-        println!("{:<14} {ci:<3} {}", scenario.name, scenario.about);
+        println!("{:<15} {ci:<3} {}", scenario.name, scenario.about);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -78,7 +78,7 @@ fn line(row: &Row) -> String {
         .seconds
         .map_or_else(|| "-".into(), |seconds| format!("{seconds} s"));
     let line = format!(
-        "{:<5}{:<15}{:<26}{seconds:>6}  {}",
+        "{:<5}{:<16}{:<26}{seconds:>6}  {}",
         row.verdict.word(),
         row.scenario,
         row.machine,
@@ -133,11 +133,11 @@ mod tests {
     fn a_line_says_verdict_scenario_machine_and_time() {
         assert_eq!(
             line(&row(Some(0))),
-            "PASS main           pv guests, 6.1               0 s"
+            "PASS main            pv guests, 6.1               0 s"
         );
         assert_eq!(
             line(&row(None)),
-            "LAB  main           pv guests, 6.1                 -"
+            "LAB  main            pv guests, 6.1                 -"
         );
     }
 }
