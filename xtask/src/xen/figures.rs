@@ -161,10 +161,7 @@ pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
 /// What a read asks of the hypervisor here, against the hosted platform; true if that is the same.
 fn report_differences(differences: &[String]) -> bool {
     if differences.is_empty() {
-        println!(
-            "The hosted platform counts the same for a read alone: {}.",
-            counts::HOSTED
-        );
+        println!("The hosted platform counts the same: {}.", counts::HOSTED);
     }
     for difference in differences {
         println!(
@@ -206,7 +203,7 @@ fn parse(text: &str) -> Figures {
 fn table(guest: Guest, measured: &Measured) -> Result<String> {
     let mut text = String::new();
     for load in &LOADS {
-        writeln!(text, "\n{}, {} guest\n", load.about, guest.name())?;
+        writeln!(text, "\n**{}, {} guest**\n", load.about, guest.name())?;
         write!(text, "| TSC | dom0 alone |")?;
         for (_, title) in COLUMNS {
             write!(text, " {title} |")?;

@@ -55,7 +55,7 @@ const BESIDE: [Beside; 4] = [
 /// In Markdown, thousands of instructions a step; virtio-mmio for guests that have it.
 pub(super) fn tables(guest: Guest, measured: &Measured) -> Result<String> {
     let mut text = format!(
-        "\nSingle steps, {} guest\n\n| TSC | step | instructions | events sent |\n| --- | --- | ---: | ---: |\n",
+        "\n**Single steps, {} guest**\n\n| TSC | step | instructions | events sent |\n| --- | --- | ---: | ---: |\n",
         guest.name()
     );
     for tsc in TSC_MODES {
@@ -73,7 +73,7 @@ pub(super) fn tables(guest: Guest, measured: &Measured) -> Result<String> {
 
 fn mmio(measured: &Measured) -> Result<String> {
     let mut text = String::from(
-        "\nvirtio-mmio before an ioreq server, pvh guest, page cache\n\n\
+        "\n**virtio-mmio before an ioreq server, pvh guest, page cache**\n\n\
          | TSC | | ours | virtio-mmio | its traps | ours / virtio-mmio | target |\n\
          | --- | --- | ---: | ---: | ---: | ---: | ---: |\n",
     );
