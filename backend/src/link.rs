@@ -401,7 +401,8 @@ impl Link {
                 let space = self.sharing.space();
                 let events = &mut self.slot_events;
                 more |= member.slot.poll(model, space, BUFFERS_PER_TURN, events) == Progress::More;
-                report(&mut self.bus, log, DevNum(*number), member, events);
+                // What was waited for lets the requests behind it begin.
+                more |= report(&mut self.bus, log, DevNum(*number), member, events);
             }
         }
         more
@@ -482,17 +483,19 @@ impl Link {
     }
 }
 
-/// Passes on what a device's slot says.
+/// Passes on what a device's slot says; true: the device side may have more to ask for.
 fn report(
     bus: &mut DeviceSideBus,
     log: &mut GuestLog,
     dev_num: DevNum,
     member: &mut Member,
     events: &mut Vec<SlotEvent>,
-) {
+) -> bool {
+    let mut completed = false;
     for event in events.drain(..) {
         match event {
             SlotEvent::Complete(completion) => {
+                completed = true;
                 if completion == Completion::ResetDone && member.departure == Departure::Asked {
                     member.departure = Departure::Due;
                     member.slot.leave();
@@ -520,6 +523,7 @@ fn report(
             }
         }
     }
+    completed
 }
 
 fn model(devices: &mut Devices, number: u16) -> Option<&mut dyn DeviceModel> {

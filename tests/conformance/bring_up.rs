@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use frontend_shim::{Disk, Frontend};
-use tests::{Bus, Rig};
+use tests::{Bus, RawDisk, RawGuest, Rig};
 use xen_hal::hosted::Counters;
 use xen_types::DomId;
 use xenstore::{MessageType, RequestCounts};
@@ -164,4 +164,19 @@ fn a_disk_costs_so_many_messages_events_and_grants() {
     // Nothing of it goes through XenStore.
     assert_eq!(after.backend_requests, before.backend_requests);
     assert_eq!(after.guest_requests, before.guest_requests);
+}
+
+/// A driver need not wait for the answer to its reset before it asks for more: what the reset holds
+/// up goes on by itself when it is done.
+#[test]
+fn requests_behind_a_reset_need_no_event_of_their_own() {
+    let mut rig = Rig::start();
+    let bus = rig.guest_with_disk("guest", BYTES);
+    let mut guest = RawGuest::new(&rig, bus);
+    guest.connect(&mut rig);
+    let pool = guest.share_pool(&mut rig, 1, 4);
+    let mut disk = RawDisk::bring_up(&mut rig, &mut guest, 0, pool);
+    let asked = disk.send_restart(&mut guest);
+    rig.settle();
+    assert_eq!(guest.receive().len(), asked);
 }

@@ -495,13 +495,29 @@ impl RawDisk {
         self.offered = 0;
     }
 
+    /// Resets the device and brings it up as [`RawDisk::restart`] does, and waits for no answer; how
+    /// many there will be.
+    pub fn send_restart(&mut self, guest: &mut RawGuest) -> usize {
+        let len = QueueLayout::contiguous_bytes(Self::SIZE);
+        self.write(self.layout.desc, &vec![0; len as usize]);
+        self.offered = 0;
+        let reset = Request::SetDeviceStatus { status: 0 };
+        Self::send_all(guest, self.dev_num, [reset]);
+        let features = Self::up_to_features_ok(Features(0));
+        Self::send_all(guest, self.dev_num, features);
+        Self::send_queue_and_driver_ok(guest, self.dev_num, self.layout);
+        6
+    }
+
     /// Sends what follows FEATURES_OK, and waits for no answer.
     pub fn send_queue_and_driver_ok(guest: &mut RawGuest, dev_num: u16, layout: QueueLayout) {
         let status = (Self::negotiated() | Status::DRIVER_OK).bits();
-        for request in [
-            Self::set_vqueue(layout),
-            Request::SetDeviceStatus { status },
-        ] {
+        let status = Request::SetDeviceStatus { status };
+        Self::send_all(guest, dev_num, [Self::set_vqueue(layout), status]);
+    }
+
+    fn send_all<const N: usize>(guest: &mut RawGuest, dev_num: u16, requests: [Request<'_>; N]) {
+        for request in requests {
             let token = guest.token();
             guest.send(&Frame::Request {
                 dev_num: DevNum(dev_num),
