@@ -7,6 +7,7 @@
 
 mod addresses;
 mod area_under_io;
+mod breaking_neighbour;
 mod broken_chains;
 mod busy_neighbour;
 mod double_fetch;
