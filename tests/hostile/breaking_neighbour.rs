@@ -156,19 +156,19 @@ impl Drop for Flipping {
 #[test]
 fn descriptors_that_never_rest_take_nothing_from_the_neighbour() {
     let mut found = Vec::new();
+    let most = TURNS * u64::from(Flipping::REQUESTS);
     withstands_with(Flipping::bring_up, |attacker, disk| {
         attacker.receive();
         found.extend(disk.again(attacker));
     });
-    let most = TURNS as usize * usize::from(Flipping::REQUESTS);
-    assert!(found.len() > most / 2, "{} requests", found.len());
+    assert!(found.len() as u64 > most / 2, "{} requests", found.len());
     assert!(found.contains(&IOERR), "nothing was flipped");
 }
 
 #[test]
 fn buffers_that_are_revoked_in_flight_take_nothing_from_the_neighbour() {
     /// As many as the queue has room for.
-    const REQUESTS: usize = GrantDisk::SIZE as usize / 3;
+    const REQUESTS: u64 = GrantDisk::SIZE as u64 / 3;
     let mut controls: Vec<GrantedPages> = Vec::new();
     let mut failed = 0;
     withstands_with(
@@ -198,5 +198,5 @@ fn buffers_that_are_revoked_in_flight_take_nothing_from_the_neighbour() {
             disk.kick(attacker);
         },
     );
-    assert_eq!(failed, REQUESTS * (TURNS as usize - 1));
+    assert_eq!(failed, REQUESTS * (TURNS - 1));
 }
