@@ -12,6 +12,7 @@ mod machine;
 mod process;
 mod random;
 mod raw_backend;
+mod raw_disk;
 mod raw_guest;
 mod rig;
 mod toolstack;
@@ -23,7 +24,8 @@ pub use machine::{Holdings, Machine};
 pub use process::{Ended, Process, keep_to_one_processor, line, vmsg};
 pub use random::Random;
 pub use raw_backend::{Honest, Lies, RAW_SECTORS, RawBackend, RawQueue};
-pub use raw_guest::{RawDisk, RawGuest};
+pub use raw_disk::RawDisk;
+pub use raw_guest::RawGuest;
 pub use rig::Rig;
 pub use toolstack::{Bus, Toolstack};
 
