@@ -1,8 +1,7 @@
 //! A request never looks at the clock: in a PV guest that is a system call or a trap into Xen.
 
 use frontend_shim::{Disk, Frontend, Operation};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use tests::{LIMIT, Rig};
+use tests::{LIMIT, Rig, keep_to_one_processor};
 
 /// Reads that are counted, and in flight at once in the second half.
 const READS: usize = 100;
@@ -11,22 +10,14 @@ const DEPTH: usize = 4;
 const BYTES: usize = 64 << 10;
 const READ: usize = 4096;
 
-/// Leaves this thread one core: there nobody looks for an event before it sleeps.
-fn stay_on_one_core() {
-    let may = sched_getaffinity(None).unwrap();
-    let core = (0..CpuSet::MAX_CPU).find(|core| may.is_set(*core)).unwrap();
-    let mut one = CpuSet::new();
-    one.set(core);
-    sched_setaffinity(None, &one).unwrap();
-}
-
 #[test]
 fn requests_on_one_core_never_look_at_the_clock() {
     let mut rig = Rig::start();
     let bus = rig.guest_with_disk("guest", BYTES);
     let spec = rig.machine.spec(bus.guest);
     rig.while_serving(|_, _| {
-        stay_on_one_core();
+        // There nobody looks for an event before it sleeps.
+        keep_to_one_processor();
         let mut frontend = Frontend::open(&spec, 0).unwrap();
         frontend.connect(LIMIT).unwrap();
         let mut disk = Disk::open(&mut frontend, 0).unwrap();
