@@ -84,9 +84,9 @@ impl Pool {
         }
     }
 
-    /// The segments of `len` bytes at `at` of `block`: one, or one for each granted page.
-    pub fn buffer(&self, block: Block, at: usize, len: u32) -> impl Iterator<Item = Segment> {
-        let mut offset = block.offset.saturating_add(at);
+    /// The segments of the first `len` bytes of `block`: one, or one for each granted page.
+    pub fn buffer(&self, block: Block, len: u32) -> impl Iterator<Item = Segment> {
+        let mut offset = block.offset;
         let mut left = len;
         std::iter::from_fn(move || {
             if left == 0 {
@@ -97,6 +97,13 @@ impl Pool {
             left = left.saturating_sub(len);
             Some(Segment { addr, len })
         })
+    }
+
+    /// The segment of `len` bytes at `at` of `block`, which cross no page.
+    #[must_use]
+    pub fn within_page(&self, block: Block, at: usize, len: u32) -> Segment {
+        let (addr, len) = self.segment(block.offset.saturating_add(at), len);
+        Segment { addr, len }
     }
 
     /// The address of a byte of the area, and how many of `len` bytes follow it there.
@@ -244,17 +251,22 @@ mod tests {
         pool.pages.refs = [70, 9].map(GrantRef).to_vec();
         let _before = pool.take(64).unwrap();
         let block = pool.take(8000).unwrap();
-        let segments = |pool: &Pool, at, len| -> Vec<(u64, u32)> {
-            let buffer = pool.buffer(block, at, len);
+        let segments = |pool: &Pool, len| -> Vec<(u64, u32)> {
+            let buffer = pool.buffer(block, len);
             buffer.map(|segment| (segment.addr, segment.len)).collect()
         };
-        assert_eq!(segments(&pool, 8, 7000), [((1 << 48) + 72, 7000)]);
+        let within_page = |pool: &Pool, at, len| {
+            let Segment { addr, len } = pool.within_page(block, at, len);
+            (addr, len)
+        };
+        assert_eq!(segments(&pool, 7000), [((1 << 48) + 64, 7000)]);
+        assert_eq!(within_page(&pool, 8, 16), ((1 << 48) + 72, 16));
         let pool = pool.naming_grants(true);
         let granted = |gref: u64, offset| 1 << 63 | gref << 12 | offset;
-        let expected = [(granted(70, 72), 4024), (granted(9, 0), 2976)];
-        assert_eq!(segments(&pool, 8, 7000), expected);
-        assert_eq!(segments(&pool, 4096, 1), [(granted(9, 64), 1)]);
-        assert_eq!(segments(&pool, 0, 0), []);
+        let expected = [(granted(70, 64), 4032), (granted(9, 0), 2968)];
+        assert_eq!(segments(&pool, 7000), expected);
+        assert_eq!(segments(&pool, 0), []);
+        assert_eq!(within_page(&pool, 4096, 1), (granted(9, 64), 1));
         assert!(pool.segments(7000) >= 2);
     }
 

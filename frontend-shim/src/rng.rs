@@ -77,7 +77,7 @@ impl Rng {
         let wanted = bytes.len().min(RNG_REQUEST);
         let wanted = u32::try_from(wanted).map_err(|error| self.failed(error))?;
         let pool = frontend.pool_of(self.dev_num, self.connection)?;
-        let writable: Vec<_> = pool.buffer(self.buffer, 0, wanted).collect();
+        let writable: Vec<_> = pool.buffer(self.buffer, wanted).collect();
         let added = self.queue.add(&[], &writable);
         let head = added.map_err(|error| self.failed(error))?;
         if self.queue.publish() {

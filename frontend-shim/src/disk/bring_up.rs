@@ -84,6 +84,8 @@ impl Disk {
             handle,
             dev_num,
             connection,
+            idle: (0..slots.len()).rev().collect(),
+            owners: vec![None; queue.size().into()],
             queue,
             slots,
             segments: Default::default(),

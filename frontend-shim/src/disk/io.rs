@@ -1,6 +1,5 @@
 //! Requests in flight: submit, poll, finish (virtio 1.4 sections 2.7 and 5.2.6).
 
-use std::mem;
 use std::time::Instant;
 
 use guest_memory::{Access, AddressSpace as _};
@@ -23,34 +22,35 @@ impl Disk {
     ) -> Result<(), FrontendError> {
         let (.., len, device_writes) = operation.parts();
         let len = self.length(len)?;
-        let free = self.slots.get(slot).filter(|slot| slot.busy.is_none());
-        let (control, data) = free
-            .map(|slot| (slot.control, slot.data))
+        let place = self.idle.iter().rposition(|idle| *idle == slot);
+        let (place, free) = place
+            .zip(self.slots.get(slot))
             .ok_or_else(|| self.failed(format_args!("slot {slot} is busy")))?;
-        let [mut readable, mut writable] = mem::take(&mut self.segments);
-        readable.clear();
-        writable.clear();
         let pool = self.pool(frontend)?;
-        pool.translate(pool.address(control, 0), HEADER + 1, Access::Write)
+        pool.translate(pool.address(free.control, 0), HEADER + 1, Access::Write)
             .map_err(|error| error.to_string())
             .and_then(|range| {
                 let bytes = operation.control();
                 range.write(0, &bytes).map_err(|error| error.to_string())
             })
             .map_err(|error| self.failed(error))?;
-        readable.extend(pool.buffer(control, 0, HEADER));
-        let side = if device_writes {
-            &mut writable
-        } else {
-            &mut readable
-        };
-        side.extend(pool.buffer(data, 0, len));
-        writable.extend(pool.buffer(control, STATUS_AT, 1));
-        let head = self.queue.add(&readable, &writable);
-        self.segments = [readable, writable];
+        let [readable, writable] = &mut self.segments;
+        readable.clear();
+        writable.clear();
+        readable.push(free.header);
+        match device_writes {
+            true => writable.extend(free.data(len)),
+            false => readable.extend(free.data(len)),
+        }
+        writable.push(free.status);
+        let head = self.queue.add(readable, writable);
         let head = head.map_err(|error| self.failed(error))?;
+        self.idle.swap_remove(place);
+        if let Some(owner) = self.owners.get_mut(usize::from(head)) {
+            *owner = Some(slot);
+        }
         if let Some(slot) = self.slots.get_mut(slot) {
-            slot.busy = Some((head, operation, frontend.now()));
+            slot.busy = Some((operation, frontend.now()));
         }
         if self.queue.publish() {
             let next = self.queue.offered();
@@ -121,7 +121,7 @@ impl Disk {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let busy = self.slots.iter().filter_map(|slot| slot.busy);
-        let oldest = busy.map(|(_, _, since)| since).min()?;
+        let oldest = busy.map(|(_, since)| since).min()?;
         oldest.checked_add(self.limit)
     }
 
@@ -142,15 +142,13 @@ impl Disk {
     }
 
     fn completed(&mut self, frontend: &mut Frontend, head: u16) -> Result<Finished, FrontendError> {
-        let found = (0..)
-            .zip(&mut self.slots)
-            .find_map(|(index, slot)| match slot.busy {
-                Some((used, operation, _)) if used == head => {
-                    slot.busy = None;
-                    Some((index, slot.control, operation))
-                }
-                _ => None,
-            });
+        let owner = self.owners.get_mut(usize::from(head));
+        let found = owner.and_then(Option::take).and_then(|slot| {
+            let found = self.slots.get_mut(slot)?;
+            let (operation, _) = found.busy.take()?;
+            self.idle.push(slot);
+            Some((slot, found.control, operation))
+        });
         let (slot, control, operation) = found
             .ok_or_else(|| self.failed(format_args!("used head {head}, which is no request")))?;
         let pool = self.pool(frontend)?;

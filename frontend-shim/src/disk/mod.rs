@@ -16,7 +16,7 @@ use crate::bring_up::release;
 use crate::error::FrontendError;
 use crate::frontend::Frontend;
 use crate::pool::{Block, Pool, PoolFull};
-use request::{CONTROL, ID_BYTES};
+use request::{CONTROL, HEADER, ID_BYTES, STATUS_AT};
 
 pub use request::{Finished, MAX_REQUEST, Operation, SECTOR, Status};
 
@@ -51,17 +51,27 @@ struct Slot {
     /// Header, then status byte.
     control: Block,
     data: Block,
-    busy: Option<(u16, Operation, Instant)>,
+    /// What the device reads first, and writes last.
+    header: Segment,
+    status: Segment,
+    /// All of `data`.
+    buffer: Vec<Segment>,
+    /// What is in flight, and since when.
+    busy: Option<(Operation, Instant)>,
 }
 
 impl Slot {
     fn take(pool: &mut Pool, request_bytes: usize) -> Result<Self, PoolFull> {
+        let len = u32::try_from(request_bytes).unwrap_or(u32::MAX);
         let control = pool.take(CONTROL)?;
         // Direct I/O takes no other memory as it is, and no page is pinned that need not be.
         match pool.take_aligned(request_bytes, PAGE_SIZE) {
             Ok(data) => Ok(Self {
                 control,
                 data,
+                header: pool.within_page(control, 0, HEADER),
+                status: pool.within_page(control, STATUS_AT, 1),
+                buffer: pool.buffer(data, len).collect(),
                 busy: None,
             }),
             Err(full) => {
@@ -69,6 +79,17 @@ impl Slot {
                 Err(full)
             }
         }
+    }
+
+    /// The first `len` bytes of the data.
+    fn data(&self, len: u32) -> impl Iterator<Item = Segment> {
+        let mut left = len;
+        self.buffer.iter().map_while(move |segment| {
+            let len = segment.len.min(left);
+            left = left.saturating_sub(len);
+            let addr = segment.addr;
+            (len > 0).then_some(Segment { addr, len })
+        })
     }
 }
 
@@ -82,6 +103,10 @@ pub struct Disk {
     connection: u64,
     queue: DriverQueue,
     slots: Vec<Slot>,
+    /// Slots that are free; the last is used next.
+    idle: Vec<usize>,
+    /// By head of a chain in the queue: the slot of its request.
+    owners: Vec<Option<usize>>,
     /// Of the request that is being made available: what the device reads, and what it writes.
     segments: [Vec<Segment>; 2],
     request_bytes: usize,
@@ -115,7 +140,7 @@ impl Disk {
     /// Requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.busy.is_some()).count()
+        self.slots.len().saturating_sub(self.idle.len())
     }
 
     /// Requests that can be in flight.
@@ -127,7 +152,7 @@ impl Disk {
     /// A slot that is free.
     #[must_use]
     pub fn free_slot(&self) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.busy.is_none())
+        self.idle.last().copied()
     }
 
     /// Puts bytes into a free slot, for a write.

@@ -197,13 +197,14 @@ impl Frontend {
     /// # Errors
     /// The connection has ended.
     pub fn link(&mut self) -> Result<&mut Link, FrontendError> {
-        let why = self.last_fault.clone();
-        let handle = self.instance.handle;
         match &mut self.link {
             Some(link) if self.handshake.is_connected() => Ok(link),
             _ => Err(FrontendError::Disconnected {
-                handle,
-                why: why.unwrap_or_else(|| "the backend closed it".into()),
+                handle: self.instance.handle,
+                why: match &self.last_fault {
+                    Some(fault) => fault.clone(),
+                    None => "the backend closed it".into(),
+                },
             }),
         }
     }
