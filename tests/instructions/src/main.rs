@@ -1,12 +1,15 @@
-//! What `tests/limits.rs` counts: the device's side of chains, of ring messages and of block reads,
-//! so many rounds of a batch. Only what is below `measured` counts; the peer's side is outside, and
-//! so is the kernel.
+//! What `tests/limits.rs` counts: the device's side of chains, of ring messages and of block reads, and
+//! the driver's side of reads, so many rounds of a batch. Only what is below `measured` counts; the
+//! peer's side is outside, and so is the kernel.
 //!
 //!     instruction-probe ROUNDS chain|collected DESCRIPTORS direct|indirect AREAS PAGES
 //!     instruction-probe ROUNDS message BYTES
 //!     instruction-probe ROUNDS read
+//!     instruction-probe ROUNDS drive DEPTH
 
 #![forbid(unsafe_code)]
+
+mod drive;
 
 use std::hint::black_box;
 
@@ -56,6 +59,7 @@ fn main() {
         }
         [rounds, "message", bytes] => messages(number(bytes), number(rounds)),
         [rounds, "read"] => reads(number(rounds)),
+        [rounds, "drive", depth] => drive::drive(number(depth), number(rounds)),
         _ => panic!("see the top of this program"),
     }
 }

@@ -39,6 +39,10 @@ const LONG_MESSAGE: u64 = 430;
 /// A read of 4 KiB from the page cache, the block device's whole part in it but the kernel's, in
 /// batches of 32. Measured: 808.
 const READ: u64 = 849;
+/// A read alone, the driver's whole part in it outside of the kernel. Measured: 2,983.
+const LONE_READ: u64 = 3_132;
+/// A read, 32 in flight. Measured: 1,113.
+const READ_OF_MANY: u64 = 1_168;
 
 #[test]
 fn a_chain_costs_so_many_instructions() {
@@ -80,6 +84,12 @@ fn a_block_read_costs_so_many_instructions() {
     at_most(READ, &["read"]);
 }
 
+#[test]
+fn a_read_costs_its_driver_so_many_instructions() {
+    at_most(LONE_READ, &["drive", "1"]);
+    at_most(READ_OF_MANY, &["drive", "32"]);
+}
+
 /// The instructions of one chain, message or read are within the limit.
 fn at_most(limit: u64, what: &[&str]) {
     if cfg!(debug_assertions) {
@@ -107,6 +117,7 @@ fn count(rounds: u64, what: &[&str]) -> u64 {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg("--toggle-collect=instruction_probe::measured::*")
+        .arg("--toggle-collect=instruction_probe::drive::measured::*")
         .arg(env!("CARGO_BIN_EXE_instruction-probe"))
         .arg(rounds.to_string())
         .args(what)

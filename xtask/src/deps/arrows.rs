@@ -59,7 +59,14 @@ const ARROWS: &[(&str, May)] = &[
     ),
     (
         "instructions",
-        May::Use(&["guest-memory", "virtqueue", "xen-bus", "xen-types"]),
+        May::Use(&[
+            "frontend-shim",
+            "guest-memory",
+            "tests",
+            "virtqueue",
+            "xen-bus",
+            "xen-types",
+        ]),
     ),
     ("benches", May::UseAllBut(&["vmsg"])),
     (
