@@ -2,18 +2,13 @@
 //! (binding sections 2 and 8).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
-use std::io;
 
-use rustix::io::Errno;
-use virtio_devices::blk::{Blk, BlkConfig, BlkError};
-use virtio_devices::rng::{Rng, RngError};
 use virtio_devices::{DeviceModel, Engine};
-use xen_bus::config::{DeviceConfig, Mode};
 use xenstore::{Client, StoreError, Tree as _};
 
 use crate::instance::Paths;
 use crate::negotiation::{Done, read, transact};
+use crate::opening::{Opening, Refusal};
 
 /// Devices of one instance; each costs a model, its queues and an open file.
 pub const MAX_DEVICES: usize = 64;
@@ -51,20 +46,12 @@ pub(crate) enum Change {
 #[derive(Debug, Default)]
 pub(crate) struct Devices {
     live: BTreeMap<u16, Device>,
+    /// Those that are being opened.
+    opening: BTreeMap<u16, Opening>,
     /// Numbers that had a device: none is given twice (section 8).
     spent: BTreeSet<u16>,
-    /// Why a device could not be opened in the last look that can be in a later one.
+    /// Why a device was not opened in the last look that may be in a later one.
     shortage: Option<String>,
-}
-
-/// Why a device cannot be opened.
-#[derive(Debug)]
-enum Refusal {
-    /// Its line or its image, for good: its number is spent. For the node `error`, which only the
-    /// toolstack can read.
-    Device(String),
-    /// This host has no descriptor or no memory for it now.
-    Shortage(String),
 }
 
 impl Devices {
@@ -107,15 +94,25 @@ impl Devices {
             Err(error) if error.is_absent() => BTreeSet::new(),
             Err(error) => return Err(error),
         };
+        self.opening.retain(|number, _| listed.contains(number));
         for number in &listed {
-            if !self.live.contains_key(number) && !self.spent.contains(number) {
-                if self.open(store, paths, engine, *number)? {
+            if !self.spent.contains(number) {
+                self.open(store, paths, engine, *number)?;
+                if self.opened(store, paths, *number)? {
                     changes.push(Change::Added(*number));
                 }
                 continue;
             }
             let online = read(store, &format!("{}/online", paths.device(*number)))?;
             match (self.live.get_mut(number), online.as_deref()) {
+                (None, Some(b"1")) if self.opening.contains_key(number) => {
+                    if self.opened(store, paths, *number)? {
+                        changes.push(Change::Added(*number));
+                    }
+                }
+                (None, _) if self.opening.remove(number).is_some() => {
+                    set_status(store, paths, *number, "removed", None)?;
+                }
                 (None, Some(b"1")) => refuse_spent(store, paths, *number)?,
                 (None, _) => {}
                 // Somebody wrote to the directory, perhaps to have the size looked at.
@@ -181,33 +178,59 @@ impl Devices {
         Ok(())
     }
 
-    /// Opens a device whose number is new. Whether it is ready now.
+    /// Begins to open a device whose number is new.
     fn open(
         &mut self,
         store: &mut Client,
         paths: &Paths,
         engine: &Engine,
         number: u16,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(), StoreError> {
         let line = match claim(store, paths, number)? {
             Done::Yes(Claim::Build(line)) => line,
             Done::Yes(Claim::Removed) => {
                 self.spent.insert(number);
-                return Ok(false);
+                return Ok(());
             }
-            Done::Yes(Claim::Nothing) => return Ok(false),
+            Done::Yes(Claim::Nothing) => return Ok(()),
             Done::No => {
                 self.shortage = Some(format!("device {number}: XenStore is busy"));
-                return Ok(false);
+                return Ok(());
             }
         };
-        self.spent.insert(number);
-        if self.live.len() >= MAX_DEVICES {
+        if self.live.len() + self.opening.len() >= MAX_DEVICES {
             let why = format!("the bus has {MAX_DEVICES} devices, the most that one bus may have");
-            set_status(store, paths, number, "failed", Some(&why))?;
-            return Ok(false);
+            return self.refused(store, paths, number, Refusal::Device(why));
         }
-        match open_model(&line, engine) {
+        match Opening::begin(line, engine) {
+            Ok(opening) => {
+                self.spent.insert(number);
+                self.opening.insert(number, opening);
+                Ok(())
+            }
+            Err(error) => {
+                let why = format!("no thread to open it: {error}");
+                self.refused(store, paths, number, Refusal::Shortage(why))
+            }
+        }
+    }
+
+    /// Sees to a device that is being opened. Whether it has become ready.
+    fn opened(
+        &mut self,
+        store: &mut Client,
+        paths: &Paths,
+        number: u16,
+    ) -> Result<bool, StoreError> {
+        let Some(opening) = self.opening.get_mut(&number) else {
+            return Ok(false);
+        };
+        let Some(outcome) = opening.outcome() else {
+            self.shortage = Some(format!("device {number}: its image does not open yet"));
+            return Ok(false);
+        };
+        self.opening.remove(&number);
+        match outcome {
             Ok((model, uuid)) => {
                 tracing::info!(path = paths.backend, dev_num = number, "device ready");
                 let device = Device {
@@ -219,18 +242,34 @@ impl Devices {
                 set_status(store, paths, number, "ready", None)?;
                 Ok(true)
             }
-            Err(Refusal::Shortage(why)) => {
-                self.spent.remove(&number);
-                set_status(store, paths, number, "building", Some(&why))?;
-                self.shortage = Some(format!("device {number}: {why}"));
-                Ok(false)
-            }
-            Err(Refusal::Device(why)) => {
-                tracing::error!(path = paths.backend, dev_num = number, why, "device failed");
-                set_status(store, paths, number, "failed", Some(&why))?;
+            Err(refusal) => {
+                self.refused(store, paths, number, refusal)?;
                 Ok(false)
             }
         }
+    }
+
+    /// A device cannot be opened, for good or for now.
+    fn refused(
+        &mut self,
+        store: &mut Client,
+        paths: &Paths,
+        number: u16,
+        refusal: Refusal,
+    ) -> Result<(), StoreError> {
+        match refusal {
+            Refusal::Shortage(why) => {
+                self.spent.remove(&number);
+                set_status(store, paths, number, "building", Some(&why))?;
+                self.shortage = Some(format!("device {number}: {why}"));
+            }
+            Refusal::Device(why) => {
+                self.spent.insert(number);
+                tracing::error!(path = paths.backend, dev_num = number, why, "device failed");
+                set_status(store, paths, number, "failed", Some(&why))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -240,72 +279,6 @@ impl Device {
         let news = to > self.leaving;
         self.leaving = self.leaving.max(to);
         news
-    }
-}
-
-/// Makes the model that a configuration line asks for.
-fn open_model(line: &[u8], engine: &Engine) -> Result<(Box<dyn DeviceModel>, [u8; 16]), Refusal> {
-    let line = std::str::from_utf8(line).map_err(|_| "config is not text".to_owned())?;
-    let config: DeviceConfig = line.parse().map_err(|error| format!("config: {error}"))?;
-    match config.device_type.as_str() {
-        "blk" => {
-            let path = config
-                .path
-                .ok_or_else(|| "config: type=blk needs path=".to_owned())?;
-            let blk = Blk::open(
-                &BlkConfig {
-                    path: path.into(),
-                    read_only: config.mode == Mode::ReadOnly,
-                    serial: config.serial.unwrap_or_default(),
-                    queues: config.queues,
-                    direct: config.direct,
-                },
-                engine,
-            )
-            .map_err(|error| match &error {
-                BlkError::Open { error: cause, .. } | BlkError::Wake(cause) => {
-                    Refusal::by_host(cause, &error)
-                }
-                _ => Refusal::Device(error.to_string()),
-            })?;
-            Ok((Box::new(blk), config.uuid.unwrap_or_default().into_bytes()))
-        }
-        "rng" => {
-            if config.path.is_some()
-                || config.serial.is_some()
-                || config.queues != 1
-                || config.direct
-            {
-                let why = "config: type=rng has no path, no serial, one queue and no direct=1";
-                return Err(Refusal::from(why.to_owned()));
-            }
-            let rng = Rng::open().map_err(|error| match &error {
-                RngError::Timer(cause) => Refusal::by_host(cause, &error),
-                RngError::Entropy(_) => Refusal::Device(error.to_string()),
-            })?;
-            Ok((Box::new(rng), config.uuid.unwrap_or_default().into_bytes()))
-        }
-        other => Err(Refusal::from(format!(
-            "config: type={other} is not known; known are: blk, rng"
-        ))),
-    }
-}
-
-impl Refusal {
-    /// `error` came of what the kernel answered: it passes if descriptors or memory ran out.
-    fn by_host(cause: &io::Error, error: &dyn Display) -> Self {
-        let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
-        if Errno::from_io_error(cause).is_some_and(|errno| passing.contains(&errno)) {
-            Self::Shortage(error.to_string())
-        } else {
-            Self::Device(error.to_string())
-        }
-    }
-}
-
-impl From<String> for Refusal {
-    fn from(why: String) -> Self {
-        Self::Device(why)
     }
 }
 
@@ -376,45 +349,4 @@ fn set_status(
 
 fn parse_number(name: &str) -> Option<u16> {
     u16::try_from(xen_types::parse_decimal(name.as_bytes())?).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn open(line: &str) -> Result<u32, String> {
-        let engine = Engine::new().unwrap();
-        match open_model(line.as_bytes(), &engine) {
-            Ok((model, _)) => Ok(model.describe().device_id),
-            Err(Refusal::Device(why)) => Err(why),
-            Err(Refusal::Shortage(why)) => panic!("{why}"),
-        }
-    }
-
-    #[test]
-    fn an_entropy_device_needs_nothing_and_takes_nothing() {
-        assert_eq!(open("type=rng"), Ok(4));
-        for more in ["serial=a", "queues=2", "direct=1", "path=/dev/urandom"] {
-            let refused = open(&format!("type=rng,{more}")).unwrap_err();
-            assert_eq!(
-                refused,
-                "config: type=rng has no path, no serial, one queue and no direct=1"
-            );
-        }
-    }
-
-    #[test]
-    fn errors_name_what_is_wrong_with_the_line() {
-        let unknown = "config: type=tape is not known; known are: blk, rng";
-        assert_eq!(open("type=tape").unwrap_err(), unknown);
-        let no_path = "config: type=blk needs path=";
-        assert_eq!(open("type=blk").unwrap_err(), no_path);
-        let unwilling = open("type=blk,direct=1,path=/proc/version").unwrap_err();
-        assert_eq!(
-            unwilling,
-            "/proc/version: its file system has no direct I/O: leave out direct=1"
-        );
-        let absent = open("type=blk,path=/no/such/image").unwrap_err();
-        assert_eq!(absent, "/no/such/image: there is no such image");
-    }
 }

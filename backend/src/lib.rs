@@ -23,6 +23,7 @@ mod instance;
 mod link;
 mod lock;
 mod negotiation;
+mod opening;
 mod retry;
 mod service;
 mod session;

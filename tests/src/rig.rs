@@ -47,9 +47,7 @@ impl Rig {
         self.toolstack.make_bus(bus);
         let line = self.disk_line(&format!("{name}.img"), bytes);
         self.toolstack.make_device(bus, 0, &line);
-        self.settle();
-        let status = self.toolstack.read(&bus.device(0, "status"));
-        assert_eq!(status.as_deref(), Some("ready"));
+        self.until_node(&bus.device(0, "status"), "ready");
         bus
     }
 
