@@ -96,24 +96,19 @@ impl Devices {
         };
         self.opening.retain(|number, _| listed.contains(number));
         for number in &listed {
-            if !self.spent.contains(number) {
-                self.open(store, paths, engine, *number)?;
-                if self.opened(store, paths, *number)? {
-                    changes.push(Change::Added(*number));
-                }
-                continue;
-            }
             let online = read(store, &format!("{}/online", paths.device(*number)))?;
+            let unfinished = self.is_unfinished(*number);
             match (self.live.get_mut(number), online.as_deref()) {
-                (None, Some(b"1")) if self.opening.contains_key(number) => {
-                    if self.opened(store, paths, *number)? {
+                (None, Some(b"1")) => {
+                    if self.build(store, paths, engine, *number)? {
                         changes.push(Change::Added(*number));
                     }
                 }
-                (None, _) if self.opening.remove(number).is_some() => {
+                (None, Some(_)) if unfinished => {
+                    self.spent.insert(*number);
+                    self.opening.remove(number);
                     set_status(store, paths, *number, "removed", None)?;
                 }
-                (None, Some(b"1")) => refuse_spent(store, paths, *number)?,
                 (None, _) => {}
                 // Somebody wrote to the directory, perhaps to have the size looked at.
                 (Some(device), Some(b"1")) if device.leaving == Leaving::No => {
@@ -178,41 +173,39 @@ impl Devices {
         Ok(())
     }
 
-    /// Begins to open a device whose number is new.
-    fn open(
+    /// Whether the number is new, or its device is being opened.
+    fn is_unfinished(&self, number: u16) -> bool {
+        !self.spent.contains(&number) || self.opening.contains_key(&number)
+    }
+
+    /// Opens a device, or goes on with it. Whether it has become ready.
+    fn build(
         &mut self,
         store: &mut Client,
         paths: &Paths,
         engine: &Engine,
         number: u16,
-    ) -> Result<(), StoreError> {
-        let line = match claim(store, paths, number)? {
-            Done::Yes(Claim::Build(line)) => line,
-            Done::Yes(Claim::Removed) => {
-                self.spent.insert(number);
-                return Ok(());
-            }
-            Done::Yes(Claim::Nothing) => return Ok(()),
-            Done::No => {
-                self.shortage = Some(format!("device {number}: XenStore is busy"));
-                return Ok(());
-            }
-        };
-        if self.live.len() + self.opening.len() >= MAX_DEVICES {
-            let why = format!("the bus has {MAX_DEVICES} devices, the most that one bus may have");
-            return self.refused(store, paths, number, Refusal::Device(why));
+    ) -> Result<bool, StoreError> {
+        if !self.is_unfinished(number) {
+            refuse_spent(store, paths, number)?;
+            return Ok(false);
         }
-        match Opening::begin(line, engine) {
-            Ok(opening) => {
-                self.spent.insert(number);
-                self.opening.insert(number, opening);
-                Ok(())
+        if self.spent.insert(number) {
+            if self.live.len() + self.opening.len() >= MAX_DEVICES {
+                let why =
+                    format!("the bus has {MAX_DEVICES} devices, the most that one bus may have");
+                return self.refused(store, paths, number, Refusal::Device(why));
             }
-            Err(error) => {
-                let why = format!("no thread to open it: {error}");
-                self.refused(store, paths, number, Refusal::Shortage(why))
+            let line = read(store, &format!("{}/config", paths.device(number)))?;
+            match Opening::begin(line.unwrap_or_default(), engine) {
+                Ok(opening) => drop(self.opening.insert(number, opening)),
+                Err(error) => {
+                    let why = format!("no thread to open it: {error}");
+                    return self.refused(store, paths, number, Refusal::Shortage(why));
+                }
             }
         }
+        self.opened(store, paths, number)
     }
 
     /// Sees to a device that is being opened. Whether it has become ready.
@@ -225,8 +218,12 @@ impl Devices {
         let Some(opening) = self.opening.get_mut(&number) else {
             return Ok(false);
         };
+        let is_new = opening.is_new();
         let Some(outcome) = opening.outcome() else {
             self.shortage = Some(format!("device {number}: its image does not open yet"));
+            if is_new {
+                set_status(store, paths, number, "building", None)?;
+            }
             return Ok(false);
         };
         self.opening.remove(&number);
@@ -242,21 +239,18 @@ impl Devices {
                 set_status(store, paths, number, "ready", None)?;
                 Ok(true)
             }
-            Err(refusal) => {
-                self.refused(store, paths, number, refusal)?;
-                Ok(false)
-            }
+            Err(refusal) => self.refused(store, paths, number, refusal),
         }
     }
 
-    /// A device cannot be opened, for good or for now.
+    /// A device cannot be opened, for good or for now: it is not ready.
     fn refused(
         &mut self,
         store: &mut Client,
         paths: &Paths,
         number: u16,
         refusal: Refusal,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         match refusal {
             Refusal::Shortage(why) => {
                 self.spent.remove(&number);
@@ -264,12 +258,11 @@ impl Devices {
                 self.shortage = Some(format!("device {number}: {why}"));
             }
             Refusal::Device(why) => {
-                self.spent.insert(number);
                 tracing::error!(path = paths.backend, dev_num = number, why, "device failed");
                 set_status(store, paths, number, "failed", Some(&why))?;
             }
         }
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -280,37 +273,6 @@ impl Device {
         self.leaving = self.leaving.max(to);
         news
     }
-}
-
-/// What stands in the directory of a device whose number is new.
-enum Claim {
-    /// It is to be made of this line; its status says that it is being built.
-    Build(Vec<u8>),
-    /// It was taken away before it was made; its status says so.
-    Removed,
-    /// No device: the directory is being deleted.
-    Nothing,
-}
-
-/// Takes a device over from the toolstack, and what a former backend said of it away.
-fn claim(store: &mut Client, paths: &Paths, number: u16) -> Result<Done<Claim>, StoreError> {
-    let key = |name: &str| format!("{}/{name}", paths.device(number));
-    transact(store, |tx| {
-        Ok(Done::Yes(match read(tx, &key("online"))?.as_deref() {
-            None => Claim::Nothing,
-            Some(b"1") => {
-                if read(tx, &key("error"))?.is_some() {
-                    tx.rm(&key("error"))?;
-                }
-                tx.write(&key("status"), "building")?;
-                Claim::Build(read(tx, &key("config"))?.unwrap_or_default())
-            }
-            Some(_) => {
-                tx.write(&key("status"), "removed")?;
-                Claim::Removed
-            }
-        }))
-    })
 }
 
 /// A number is wanted that had a device.
@@ -338,8 +300,11 @@ fn set_status(
         if read(tx, &format!("{device}/online"))?.is_none() {
             return Ok(Done::No);
         }
-        if let Some(error) = error {
-            tx.write(&format!("{device}/error"), error)?;
+        let told = format!("{device}/error");
+        match error {
+            Some(error) => tx.write(&told, error)?,
+            None if read(tx, &told)?.is_some() => tx.rm(&told)?,
+            None => {}
         }
         tx.write(&format!("{device}/status"), status)?;
         Ok(Done::Yes(()))

@@ -33,6 +33,8 @@ pub(crate) type Keys = BTreeMap<String, Vec<u8>>;
 pub(crate) struct View {
     own: Option<Own>,
     peer: Option<Peer>,
+    /// A step was refused by its transaction since the frontend has written its state.
+    refused: bool,
 }
 
 /// The backend's directory, which is there.
@@ -47,19 +49,27 @@ struct Own {
 #[derive(Clone, Copy, Debug)]
 struct Peer {
     state: XenbusState,
-    /// Read if it matters.
+    /// Taken for the session that was offered, as the transaction looks; read if that was refused.
     echo: Option<Option<Session>>,
 }
 
 impl View {
     /// Something may have changed that no watch tells of, or the toolstack has written.
     pub(crate) fn forget(&mut self) {
-        *self = Self::default();
+        self.own = None;
+        self.peer = None;
     }
 
     /// The frontend has written its state.
     pub(crate) fn forget_peer(&mut self) {
         self.peer = None;
+        self.refused = false;
+    }
+
+    /// A step found something else in the store than is known here.
+    pub(crate) fn step_refused(&mut self) {
+        self.forget();
+        self.refused = true;
     }
 
     /// A transaction of this backend has written its state, and, in state 2, a session.
@@ -107,6 +117,7 @@ impl View {
             if seen.own == Some(XenbusState::InitWait) && peer.state == XenbusState::Initialised {
                 let echo = match peer.echo {
                     Some(known) => known,
+                    None if !self.refused => seen.session,
                     None => *peer
                         .echo
                         .insert(read_session(store, &paths.peer("session"))?),

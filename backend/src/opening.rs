@@ -51,6 +51,11 @@ impl Opening {
         Ok(Self { result, patience })
     }
 
+    /// Whether nobody has looked what has become of it.
+    pub(crate) fn is_new(&self) -> bool {
+        !self.patience.is_zero()
+    }
+
     /// What has become of it; `None`: it goes on. Waits for a moment, the first time.
     pub(crate) fn outcome(&mut self) -> Option<Opened> {
         let patience = mem::take(&mut self.patience);

@@ -398,8 +398,7 @@ impl Session {
                 true
             }
             Look::Later => {
-                // It found something else in the store than was known of it.
-                self.view.forget();
+                self.view.step_refused();
                 let delay = if self.lock.is_none() {
                     self.lock_delay
                 } else {
