@@ -163,15 +163,50 @@ impl RingLayout {
         self.slots
     }
 
-    /// Byte offset of the slot that holds message number `index` of `direction`.
+    /// The slots of one direction.
     #[must_use]
-    pub const fn slot_offset(&self, direction: Direction, index: u32) -> u64 {
+    pub const fn slots_of(&self, direction: Direction) -> Slots {
         let before = match direction {
             Direction::ToDevice => 0,
             Direction::ToDriver => self.slots,
         };
-        let slot = before + (index & (self.slots - 1));
-        (SLOTS_OFFSET + slot * self.stride) as u64
+        Slots {
+            first: SLOTS_OFFSET + before * self.stride,
+            stride: self.stride,
+            count: self.slots,
+        }
+    }
+
+    /// Byte offset of the slot that holds message number `index` of `direction`.
+    #[must_use]
+    pub const fn slot_offset(&self, direction: Direction, index: u32) -> u64 {
+        self.slots_of(direction).offset(index)
+    }
+}
+
+/// Where the slots of one direction lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slots {
+    /// Byte offset of the first.
+    first: u32,
+    /// Bytes from one to the next.
+    stride: u32,
+    /// How many, a power of two.
+    count: u32,
+}
+
+impl Slots {
+    /// How many there are, a power of two.
+    #[must_use]
+    pub const fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Byte offset of the slot that holds message number `index`.
+    #[inline]
+    #[must_use]
+    pub const fn offset(&self, index: u32) -> u64 {
+        (self.first + (index & (self.count - 1)) * self.stride) as u64
     }
 }
 

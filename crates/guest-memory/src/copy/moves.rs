@@ -28,8 +28,8 @@ pub(crate) unsafe fn store(to: NonNull<u8>, from: &[u8]) {
 /// Moves one piece through a register, by the unaligned moves of every x86-64.
 macro_rules! piece {
     ($from:ident, $to:ident, $at:literal, $register:ident, $load:literal, $store:literal) => {
-        // SAFETY: the caller of `copy` promises the bytes of both sides, and the loop around this
-        // has counted them. The moves touch nothing else, neither stack nor flags.
+        // SAFETY: the caller of `copy` promises the bytes of both sides, and the condition around
+        // this has counted them. The moves touch nothing else, neither stack nor flags.
         unsafe {
             asm!($load, $store, from = in(reg) $from, to = in(reg) $to, at = const $at,
                 piece = out($register) _, options(nostack, preserves_flags));
@@ -37,7 +37,8 @@ macro_rules! piece {
     };
 }
 
-/// Copies `len` bytes, in pieces from the front to the back.
+/// Copies `len` bytes, in pieces from the front to the back: as many of 64 as there are, then one
+/// for each bit of what is left.
 ///
 /// # Safety
 /// `len` bytes can be read at `from` and written at `to`, and the two do not overlap.
@@ -60,7 +61,6 @@ unsafe fn copy(mut from: *const u8, mut to: *mut u8, mut len: usize) {
             // These bytes were inside of both sides, or end them.
             from = from.wrapping_add($bytes);
             to = to.wrapping_add($bytes);
-            len -= $bytes;
         };
     }
     while len >= 64 {
@@ -69,12 +69,18 @@ unsafe fn copy(mut from: *const u8, mut to: *mut u8, mut len: usize) {
         sixteen!(32);
         sixteen!(48);
         go_on!(64);
+        len -= 64;
     }
-    while len >= 16 {
+    if len & 32 != 0 {
+        sixteen!(0);
+        sixteen!(16);
+        go_on!(32);
+    }
+    if len & 16 != 0 {
         sixteen!(0);
         go_on!(16);
     }
-    if len >= 8 {
+    if len & 8 != 0 {
         piece!(
             from,
             to,
@@ -85,7 +91,7 @@ unsafe fn copy(mut from: *const u8, mut to: *mut u8, mut len: usize) {
         );
         go_on!(8);
     }
-    if len >= 4 {
+    if len & 4 != 0 {
         piece!(
             from,
             to,
@@ -96,7 +102,7 @@ unsafe fn copy(mut from: *const u8, mut to: *mut u8, mut len: usize) {
         );
         go_on!(4);
     }
-    while len > 0 {
+    for _ in 0..len & 3 {
         piece!(
             from,
             to,

@@ -4,13 +4,13 @@
 use super::RingFault;
 use super::need::need;
 use super::words::{Fence, RingWords, Word};
-use crate::layout::{Direction, RingLayout};
+use crate::layout::{Direction, RingLayout, Slots};
 
 /// Private state of a consumer. Own indexes are never read back from the ring.
 #[derive(Clone, Debug)]
 pub(super) struct Consumer {
     direction: Direction,
-    slots: u32,
+    slots: Slots,
     /// Number of the next message.
     index: u32,
     /// `index` when it was last published and space-at was checked.
@@ -24,7 +24,7 @@ impl Consumer {
     pub(super) fn new(direction: Direction, layout: &RingLayout, index: u32) -> Self {
         Self {
             direction,
-            slots: layout.slots(),
+            slots: layout.slots_of(direction),
             index,
             published: index,
             producer: index,
@@ -47,8 +47,8 @@ impl Consumer {
     }
 
     /// Offset of the slot with the next message, for which [`Consumer::has_message`] has said yes.
-    pub(super) fn slot(&self, layout: &RingLayout) -> u64 {
-        layout.slot_offset(self.direction, self.index)
+    pub(super) fn slot(&self) -> u64 {
+        self.slots.offset(self.index)
     }
 
     /// The next message was copied out.
@@ -88,7 +88,10 @@ impl Consumer {
     /// Takes over the producer's index. It never goes back, and never passes the slots that were
     /// given back.
     fn see(&mut self, index: u32) -> Result<(), RingFault> {
-        let (low, high) = (self.producer, self.published.wrapping_add(self.slots));
+        let (low, high) = (
+            self.producer,
+            self.published.wrapping_add(self.slots.count()),
+        );
         if index.wrapping_sub(low) > high.wrapping_sub(low) {
             return Err(RingFault::ProducerIndex {
                 direction: self.direction,

@@ -219,7 +219,7 @@ impl<W: RingWords> MessageRing<W> {
         if !self.incoming.has_message(&self.words)? {
             return Ok(None);
         }
-        let slot = self.incoming.slot(&self.layout);
+        let slot = self.incoming.slot();
         let len = copy_out(&self.words, slot, self.layout.message_size(), buf);
         self.incoming.advance();
         self.counters.received += 1;
@@ -241,7 +241,7 @@ impl<W: RingWords> MessageRing<W> {
         if !self.has_room()? {
             return Err(SendError::Full);
         }
-        self.outgoing.push(&self.words, &self.layout, frame);
+        self.outgoing.push(&self.words, frame);
         self.counters.sent += 1;
         Ok(())
     }

@@ -4,13 +4,13 @@
 use super::RingFault;
 use super::need::need;
 use super::words::{Fence, RingWords, Word};
-use crate::layout::{Direction, RingLayout};
+use crate::layout::{Direction, RingLayout, Slots};
 
 /// Private state of a producer. Own indexes are never read back from the ring.
 #[derive(Clone, Debug)]
 pub(super) struct Producer {
     direction: Direction,
-    slots: u32,
+    slots: Slots,
     /// Number of the next message.
     index: u32,
     /// `index` at the previous wake-at check.
@@ -27,7 +27,7 @@ impl Producer {
     pub(super) fn fresh(direction: Direction, layout: &RingLayout) -> Self {
         Self {
             direction,
-            slots: layout.slots(),
+            slots: layout.slots_of(direction),
             index: 0,
             checked: 0,
             visible: 0,
@@ -46,7 +46,7 @@ impl Producer {
         let visible = index.wrapping_add(standing);
         Self {
             direction,
-            slots: layout.slots(),
+            slots: layout.slots_of(direction),
             index,
             checked: index,
             visible,
@@ -71,8 +71,8 @@ impl Producer {
     }
 
     /// Writes a frame into the next slot, for which [`Producer::has_room`] has said yes.
-    pub(super) fn push(&mut self, words: &impl RingWords, layout: &RingLayout, frame: &[u8]) {
-        words.write(layout.slot_offset(self.direction, self.index), frame);
+    pub(super) fn push(&mut self, words: &impl RingWords, frame: &[u8]) {
+        words.write(self.slots.offset(self.index), frame);
         self.index = self.index.wrapping_add(1);
     }
 
@@ -81,7 +81,7 @@ impl Producer {
     pub(super) fn publish(&mut self, words: &impl RingWords) -> Option<bool> {
         // an index that the consumer has seen is never taken back
         let owes = self.visible.wrapping_sub(self.index);
-        if self.index == self.checked || (1..=self.slots).contains(&owes) {
+        if self.index == self.checked || (1..=self.slots.count()).contains(&owes) {
             return None;
         }
         words.store(Word::Producer(self.direction), self.index);
@@ -106,7 +106,7 @@ impl Producer {
     }
 
     fn is_full(&self) -> bool {
-        self.index.wrapping_sub(self.consumer) == self.slots
+        self.index.wrapping_sub(self.consumer) == self.slots.count()
     }
 
     /// Takes over the consumer's index. It never goes back, and never passes what was published.
