@@ -48,13 +48,12 @@ where
     F: Fn(u16) -> Option<Descriptor>,
 {
     let Table { last, place, fetch } = table;
-    let mut links = 0;
+    let mut left = last;
     let mut go_on = |taken: &Taken, index: &mut u16, descriptor: Descriptor| {
         let next = descriptor.next();
-        if links == last {
-            return Err(one_too_many(taken.head(), place(*index), next, last));
-        }
-        links += 1;
+        left = left
+            .checked_sub(1)
+            .ok_or_else(|| one_too_many(taken.head(), place(*index), next, last))?;
         let descriptor = fetch(next).ok_or_else(|| no_such(place(*index), next, last))?;
         *index = next;
         Ok(descriptor)
@@ -66,6 +65,15 @@ where
             part,
         }))
     };
+    if part == Access::Read && !descriptor.has(Descriptor::INDIRECT | Descriptor::NEXT) {
+        // A chain of one needs none of what the loops carry along.
+        if descriptor.has(Descriptor::WRITE) {
+            taken.tell(Access::Write, descriptor, each);
+        } else {
+            taken.tell(Access::Read, descriptor, each);
+        }
+        return Ok(None);
+    }
     if part == Access::Read {
         while !descriptor.has(Descriptor::INDIRECT | Descriptor::WRITE) {
             taken.tell(Access::Read, descriptor, each);
