@@ -2,7 +2,9 @@
 
 use virtio_msg::Features;
 
-use super::{BLK_DEVICE_ID, Disk, DiskOptions, F_BLK_SIZE, F_FLUSH, F_RO, Slot};
+use super::{
+    BLK_DEVICE_ID, Disk, DiskOptions, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES, Slot,
+};
 use crate::bring_up::{NO_MEMORY, Started, open, start};
 use crate::error::FrontendError;
 use crate::frontend::{Frontend, Wants};
@@ -11,11 +13,26 @@ use crate::pool::{Block, Pool};
 /// What is used of a block device: one queue, and configuration space up to SECURE_ERASE.
 const WANTS: Wants = Wants {
     features: Features(
-        F_RO.0 | F_BLK_SIZE.0 | F_FLUSH.0 | Features::INDIRECT_DESC.0 | Features::EVENT_IDX.0,
+        F_RO.0
+            | F_BLK_SIZE.0
+            | F_FLUSH.0
+            | F_DISCARD.0
+            | F_WRITE_ZEROES.0
+            | Features::INDIRECT_DESC.0
+            | Features::EVENT_IDX.0,
     ),
     queues: 1,
     config_len: 60,
 };
+
+/// Where configuration space has the limits of requests that erase (virtio 1.4 section 5.2.4).
+const MAX_DISCARD_SECTORS: usize = 36;
+const MAX_WRITE_ZEROES_SECTORS: usize = 48;
+
+fn u32_at(config: &[u8], at: usize) -> Option<u32> {
+    let bytes = config.get(at..)?.first_chunk()?;
+    Some(u32::from_le_bytes(*bytes))
+}
 
 impl Disk {
     /// Brings device `dev_num` up with the default [`DiskOptions`]. Shares the frontend's memory
@@ -93,6 +110,8 @@ impl Disk {
             memory: Vec::new(),
             capacity,
             features,
+            erase_limits: [MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS]
+                .map(|at| u32_at(&config, at).unwrap_or(0)),
             limit,
         })
     }

@@ -34,6 +34,12 @@ impl Disk {
                 range.write(0, &bytes).map_err(|error| error.to_string())
             })
             .map_err(|error| self.failed(error))?;
+        if let Some(bytes) = operation.segment() {
+            pool.translate(pool.address(free.data, 0), len, Access::Write)
+                .map_err(|error| error.to_string())
+                .and_then(|range| range.write(0, &bytes).map_err(|error| error.to_string()))
+                .map_err(|error| self.failed(error))?;
+        }
         let [readable, writable] = &mut self.segments;
         readable.clear();
         writable.clear();

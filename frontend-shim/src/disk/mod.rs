@@ -27,6 +27,8 @@ pub const BLK_DEVICE_ID: u32 = 2;
 const F_RO: Features = Features::bit(5);
 const F_BLK_SIZE: Features = Features::bit(6);
 const F_FLUSH: Features = Features::bit(9);
+const F_DISCARD: Features = Features::bit(13);
+const F_WRITE_ZEROES: Features = Features::bit(14);
 
 /// How much of the shared area a disk takes for its requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +116,8 @@ pub struct Disk {
     memory: Vec<Block>,
     capacity: u64,
     features: Features,
+    /// Sectors of a request that discards, and of one that zeroes.
+    erase_limits: [u32; 2],
     /// How long the device may take for a request.
     limit: Duration,
 }
@@ -135,6 +139,24 @@ impl Disk {
     #[must_use]
     pub fn can_flush(&self) -> bool {
         self.features.contains(F_FLUSH)
+    }
+
+    /// Sectors of one [`Operation::Discard`]; `None`: it is not offered.
+    #[must_use]
+    pub fn discard_limit(&self) -> Option<u32> {
+        let limit = self.features.contains(F_DISCARD);
+        limit
+            .then_some(self.erase_limits[0])
+            .filter(|most| *most > 0)
+    }
+
+    /// Sectors of one [`Operation::WriteZeroes`]; `None`: it is not offered.
+    #[must_use]
+    pub fn zero_limit(&self) -> Option<u32> {
+        let limit = self.features.contains(F_WRITE_ZEROES);
+        limit
+            .then_some(self.erase_limits[1])
+            .filter(|most| *most > 0)
     }
 
     /// Requests in flight.

@@ -14,6 +14,8 @@ pub(super) const HEADER: u32 = 16;
 pub(super) const STATUS_AT: usize = 16;
 /// Header and status byte.
 pub(super) const CONTROL: usize = STATUS_AT + 1;
+/// Bytes of the segment of a discard, and of a write of zeroes.
+const SEGMENT: usize = 16;
 /// What stands in the status byte before the device writes it: no status of virtio, so that a
 /// device that writes none is found out.
 const NO_STATUS: u8 = 0xff;
@@ -37,6 +39,22 @@ pub enum Operation {
     },
     /// Make all completed writes durable.
     Flush,
+    /// Give up what is there: what a read finds afterwards is anybody's guess.
+    Discard {
+        /// First sector.
+        sector: u64,
+        /// How many, at most [`Disk::discard_limit`](super::Disk::discard_limit).
+        sectors: u32,
+    },
+    /// Have zeroes there.
+    WriteZeroes {
+        /// First sector.
+        sector: u64,
+        /// How many, at most [`Disk::zero_limit`](super::Disk::zero_limit).
+        sectors: u32,
+        /// The space may be given up.
+        unmap: bool,
+    },
     /// Read the serial.
     GetId,
 }
@@ -60,7 +78,28 @@ impl Operation {
             Self::Write { sector, len } => (1, sector, len, false),
             Self::Flush => (4, 0, 0, false),
             Self::GetId => (8, 0, ID_BYTES, true),
+            Self::Discard { .. } => (11, 0, SEGMENT, false),
+            Self::WriteZeroes { .. } => (13, 0, SEGMENT, false),
         }
+    }
+
+    /// The data of a request that says in them where it is to be done.
+    pub(super) fn segment(self) -> Option<[u8; SEGMENT]> {
+        let (sector, sectors, flags) = match self {
+            Self::Discard { sector, sectors } => (sector, sectors, 0),
+            Self::WriteZeroes {
+                sector,
+                sectors,
+                unmap,
+            } => (sector, sectors, u32::from(unmap)),
+            _ => return None,
+        };
+        let mut bytes = [0; SEGMENT];
+        let fields = [sector, u64::from(flags) << 32 | u64::from(sectors)].map(u64::to_le_bytes);
+        for (byte, field) in bytes.iter_mut().zip(fields.as_flattened()) {
+            *byte = *field;
+        }
+        Some(bytes)
     }
 }
 
@@ -70,6 +109,12 @@ impl fmt::Display for Operation {
             Self::Read { sector, len } => write!(f, "read of {len} bytes at sector {sector}"),
             Self::Write { sector, len } => write!(f, "write of {len} bytes at sector {sector}"),
             Self::Flush => f.write_str("flush"),
+            Self::Discard { sector, sectors } => {
+                write!(f, "discard of {sectors} sectors at sector {sector}")
+            }
+            Self::WriteZeroes {
+                sector, sectors, ..
+            } => write!(f, "zeroing of {sectors} sectors at sector {sector}"),
             Self::GetId => f.write_str("request for the serial"),
         }
     }
@@ -109,6 +154,22 @@ mod tests {
         };
         let expected = [1, 0, 0, 0, 0, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0xff];
         assert_eq!(write.control(), expected);
+    }
+
+    #[test]
+    fn where_to_zero_stands_in_the_data() {
+        let zero = Operation::WriteZeroes {
+            sector: 0x0102_0304_0506_0708,
+            sectors: 0x0a0b_0c0d,
+            unmap: true,
+        };
+        assert_eq!(
+            zero.control()[..16],
+            [13, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        );
+        let expected = [8, 7, 6, 5, 4, 3, 2, 1, 13, 12, 11, 10, 1, 0, 0, 0];
+        assert_eq!(zero.segment(), Some(expected));
+        assert_eq!(Operation::Flush.segment(), None);
     }
 
     #[test]
