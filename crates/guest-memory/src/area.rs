@@ -151,8 +151,8 @@ struct Extent {
     access: Access,
 }
 
-// SAFETY: a place and no right to it; the memory there is reached through atomic accesses only,
-// which may come from any thread.
+// SAFETY: a place and no right to it; the memory there is reached through accesses only that may
+// come from any thread at any time.
 unsafe impl Send for Extent {}
 // SAFETY: as above.
 unsafe impl Sync for Extent {}

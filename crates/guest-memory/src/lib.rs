@@ -6,9 +6,9 @@
 //! An [`AddressSpace`] says what a bus address means at this moment (binding section 5); memory
 //! that is only lent for one buffer comes by way of [`Transient`].
 //!
-//! All access is by atomic loads and stores of at most a word, so a peer that writes at the same
-//! moment yields stale or mixed bytes, never undefined behaviour. A `&[u8]` over such memory would
-//! be undefined behaviour, so there is no way to one:
+//! Numbers are loaded and stored by atomics, bytes are copied by moves that the compiler does not
+//! look into, so a peer that writes at the same moment yields stale or mixed bytes, never undefined
+//! behaviour. A `&[u8]` over such memory would be undefined behaviour, so there is no way to one:
 //!
 //! ```
 //! use guest_memory::{Access, Area};

@@ -19,7 +19,7 @@ pub struct GuestRange<'a> {
     mapped: PhantomData<&'a ()>,
 }
 
-// SAFETY: the memory is reached through atomic accesses only, which may come from any thread.
+// SAFETY: the memory is reached through accesses only that may come from any thread at any time.
 unsafe impl Send for GuestRange<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for GuestRange<'_> {}
