@@ -9,6 +9,8 @@ const EXPORT: Export = Export {
     bytes: 1 << 20,
     read_only: false,
     flush: true,
+    trim: true,
+    zero: true,
 };
 
 fuzz_target!(|data: &[u8]| {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use crate::options::{self, Next};
-use crate::request::{Asked, Errno, Header, Request, simple_reply};
+use crate::request::{Asked, Command, Errno, Header, Request, simple_reply};
 use crate::wire::{
     FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, Fields, IHAVEOPT, NBDMAGIC, OPTION_HEADER, REQUEST_HEADER,
 };
@@ -250,7 +250,10 @@ impl Connection {
     fn request(&mut self, header: Header, payload: Vec<u8>) -> Option<Request> {
         match header.check(&self.export, payload) {
             Asked::Disk(command) => {
-                let weight = usize::try_from(header.len).unwrap_or(usize::MAX);
+                let weight = match &command {
+                    Command::Trim { .. } | Command::WriteZeroes { .. } => 0,
+                    _ => usize::try_from(header.len).unwrap_or(usize::MAX),
+                };
                 self.unanswered = self.unanswered.saturating_add(1);
                 self.weight = self.weight.saturating_add(weight);
                 let cookie = header.cookie;
@@ -334,12 +337,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Command;
 
     const EXPORT: Export = Export {
         bytes: 1 << 30,
         read_only: false,
         flush: true,
+        trim: true,
+        zero: true,
     };
     const GREETING: &[u8] = b"NBDMAGICIHAVEOPT\0\x03";
     /// Flags, then NBD_OPT_EXPORT_NAME of the default export.

@@ -41,4 +41,8 @@ pub struct Export {
     pub read_only: bool,
     /// [`Command::Flush`] and forced unit access are offered.
     pub flush: bool,
+    /// [`Command::Trim`] is offered.
+    pub trim: bool,
+    /// [`Command::WriteZeroes`] is offered.
+    pub zero: bool,
 }

@@ -1,9 +1,10 @@
 //! Option haggling: what a client asks before it uses the export, and the answers.
 
 use crate::wire::{
-    FLAG_CAN_MULTI_CONN, FLAG_HAS_FLAGS, FLAG_READ_ONLY, FLAG_SEND_FLUSH, FLAG_SEND_FUA, Fields,
-    INFO_BLOCK_SIZE, INFO_EXPORT, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_INFO, OPT_LIST, REP_ACK,
-    REP_ERR_INVALID, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_SERVER, REPLY_MAGIC,
+    FLAG_CAN_MULTI_CONN, FLAG_HAS_FLAGS, FLAG_READ_ONLY, FLAG_SEND_FLUSH, FLAG_SEND_FUA,
+    FLAG_SEND_TRIM, FLAG_SEND_WRITE_ZEROES, Fields, INFO_BLOCK_SIZE, INFO_EXPORT, OPT_ABORT,
+    OPT_EXPORT_NAME, OPT_GO, OPT_INFO, OPT_LIST, REP_ACK, REP_ERR_INVALID, REP_ERR_UNKNOWN,
+    REP_ERR_UNSUP, REP_INFO, REP_SERVER, REPLY_MAGIC,
 };
 use crate::{Export, MAX_PAYLOAD, MIN_BLOCK};
 
@@ -112,6 +113,12 @@ fn transmission_flags(export: &Export) -> u16 {
     if export.flush {
         flags |= FLAG_SEND_FLUSH | FLAG_SEND_FUA;
     }
+    if export.trim {
+        flags |= FLAG_SEND_TRIM;
+    }
+    if export.zero {
+        flags |= FLAG_SEND_WRITE_ZEROES;
+    }
     flags
 }
 
@@ -133,6 +140,8 @@ mod tests {
         bytes: 0x0102_0300,
         read_only: false,
         flush: true,
+        trim: false,
+        zero: false,
     };
 
     fn answered(export: &Export, option: u32, data: &[u8]) -> (Next, Vec<u8>) {
@@ -223,6 +232,19 @@ mod tests {
         answer(&read_only, 1, &[], false, &mut out);
         assert_eq!(out.len(), 134);
         assert!(out.iter().skip(10).all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn what_erases_is_offered_by_flags_of_its_own() {
+        for (trim, zero, flags) in [(true, false, 0x2d), (false, true, 0x4d), (true, true, 0x6d)] {
+            let export = Export {
+                trim,
+                zero,
+                ..EXPORT
+            };
+            let (_, out) = answered(&export, 1, &[]);
+            assert_eq!(out[8..], [1, flags]);
+        }
     }
 
     #[test]

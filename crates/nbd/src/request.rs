@@ -1,10 +1,10 @@
 //! Requests of the transmission phase, checked against the export.
 
 use crate::wire::{
-    CMD_DISC, CMD_FLAG_FUA, CMD_FLUSH, CMD_READ, CMD_WRITE, Fields, REQUEST_MAGIC,
-    SIMPLE_REPLY_MAGIC,
+    CMD_DISC, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE,
+    CMD_WRITE_ZEROES, Fields, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC,
 };
-use crate::{Export, MAX_PAYLOAD, Ticket};
+use crate::{Export, MAX_PAYLOAD, MIN_BLOCK, Ticket};
 
 /// What the disk is asked for; inside the export, and never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,26 @@ pub enum Command {
     },
     /// Everything that was answered before, durable.
     Flush,
+    /// What is there may go. What of it is no whole block stays, as the protocol allows.
+    Trim {
+        /// In bytes, a multiple of [`MIN_BLOCK`].
+        offset: u64,
+        /// In bytes, a multiple of [`MIN_BLOCK`].
+        len: u64,
+        /// Durable before it is answered.
+        fua: bool,
+    },
+    /// Zeroes. Asked for other than whole blocks it is a [`Command::Write`] of them.
+    WriteZeroes {
+        /// In bytes, a multiple of [`MIN_BLOCK`].
+        offset: u64,
+        /// In bytes, a multiple of [`MIN_BLOCK`].
+        len: u64,
+        /// The space may be given up.
+        hole: bool,
+        /// Durable before it is answered.
+        fua: bool,
+    },
 }
 
 /// A request to be answered with [`Connection::reply`](crate::Connection::reply).
@@ -120,12 +140,19 @@ impl Header {
         match self.kind {
             CMD_DISC => Asked::Disconnect,
             // FUA is allowed with every command, and means something with writes.
-            _ if self.flags & !CMD_FLAG_FUA != 0 || (fua && !export.flush) => refused(Errno::Inval),
+            _ if self.flags & !self.known_flags() != 0 || (fua && !export.flush) => {
+                refused(Errno::Inval)
+            }
             CMD_FLUSH if export.flush => Asked::Disk(Command::Flush),
             CMD_READ if beyond || self.len > MAX_PAYLOAD => refused(Errno::Inval),
-            CMD_WRITE if export.read_only => refused(Errno::Perm),
-            CMD_WRITE if beyond => refused(Errno::NoSpc),
-            CMD_READ | CMD_WRITE if self.len == 0 => Asked::Answer(Ok(())),
+            CMD_TRIM if !export.trim => refused(Errno::Inval),
+            CMD_WRITE_ZEROES if !export.zero => refused(Errno::Inval),
+            CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES if export.read_only => refused(Errno::Perm),
+            CMD_WRITE | CMD_WRITE_ZEROES if beyond => refused(Errno::NoSpc),
+            CMD_TRIM if beyond => refused(Errno::Inval),
+            CMD_READ | CMD_WRITE | CMD_WRITE_ZEROES if self.len == 0 => Asked::Answer(Ok(())),
+            CMD_TRIM => self.trim(fua),
+            CMD_WRITE_ZEROES => self.write_zeroes(fua),
             CMD_READ => match usize::try_from(self.len) {
                 Ok(len) => Asked::Disk(Command::Read {
                     offset: self.offset,
@@ -139,6 +166,49 @@ impl Header {
                 fua,
             }),
             _ => refused(Errno::Inval),
+        }
+    }
+}
+
+impl Header {
+    fn known_flags(&self) -> u16 {
+        match self.kind {
+            CMD_WRITE_ZEROES => CMD_FLAG_FUA | CMD_FLAG_NO_HOLE,
+            _ => CMD_FLAG_FUA,
+        }
+    }
+
+    /// Inside the export.
+    fn trim(&self, fua: bool) -> Asked {
+        let block = u64::from(MIN_BLOCK);
+        let end = self.offset.saturating_add(self.len.into()) / block * block;
+        let offset = self.offset.next_multiple_of(block);
+        match end.checked_sub(offset) {
+            None | Some(0) => Asked::Answer(Ok(())),
+            Some(len) => Asked::Disk(Command::Trim { offset, len, fua }),
+        }
+    }
+
+    /// Inside the export, and not empty.
+    fn write_zeroes(&self, fua: bool) -> Asked {
+        let (offset, len) = (self.offset, u64::from(self.len));
+        let block = u64::from(MIN_BLOCK);
+        if offset.is_multiple_of(block) && len.is_multiple_of(block) {
+            let hole = self.flags & CMD_FLAG_NO_HOLE == 0;
+            return Asked::Disk(Command::WriteZeroes {
+                offset,
+                len,
+                hole,
+                fua,
+            });
+        }
+        match usize::try_from(self.len) {
+            Ok(len) if self.len <= MAX_PAYLOAD => Asked::Disk(Command::Write {
+                offset,
+                data: vec![0; len],
+                fua,
+            }),
+            _ => Asked::Answer(Err(Errno::Inval)),
         }
     }
 }
@@ -160,6 +230,8 @@ mod tests {
         bytes: 64 << 20,
         read_only: false,
         flush: true,
+        trim: true,
+        zero: true,
     };
 
     fn header(flags: u16, kind: u16, offset: u64, len: u32) -> Header {
@@ -217,19 +289,87 @@ mod tests {
         let bare = Export {
             read_only: true,
             flush: false,
+            trim: false,
+            zero: false,
             ..EXPORT
         };
         refused(&bare, header(0, CMD_WRITE, 0, 1), Errno::Perm);
         refused(&bare, header(0, CMD_FLUSH, 0, 0), Errno::Inval);
         refused(&bare, header(CMD_FLAG_FUA, CMD_READ, 0, 1), Errno::Inval);
         refused(&EXPORT, header(2, CMD_READ, 0, 1), Errno::Inval);
-        for kind in 4..9 {
+        for kind in [CMD_TRIM, CMD_WRITE_ZEROES] {
+            refused(&bare, header(0, kind, 0, 512), Errno::Inval);
+            let read_only = Export {
+                read_only: true,
+                ..EXPORT
+            };
+            refused(&read_only, header(0, kind, 0, 512), Errno::Perm);
+        }
+        refused(
+            &EXPORT,
+            header(CMD_FLAG_NO_HOLE, CMD_TRIM, 0, 512),
+            Errno::Inval,
+        );
+        for kind in [5, 7, 8] {
             refused(&EXPORT, header(0, kind, 0, 1), Errno::Inval);
         }
         refused(
             &EXPORT,
             header(0, CMD_READ, 0, MAX_PAYLOAD + 1),
             Errno::Inval,
+        );
+    }
+
+    #[test]
+    fn whole_blocks_are_trimmed_and_the_rest_stays() {
+        let trim = |offset, len| header(0, CMD_TRIM, offset, len).check(&EXPORT, Vec::new());
+        let whole = |offset, len| {
+            Asked::Disk(Command::Trim {
+                offset,
+                len,
+                fua: false,
+            })
+        };
+        assert_eq!(trim(512, 1024), whole(512, 1024));
+        assert_eq!(trim(1, 1535), whole(512, 1024));
+        assert_eq!(trim(512, 1535), whole(512, 1024));
+        for (offset, len) in [(0, 0), (1, 511), (1, 1022), (511, 511)] {
+            assert_eq!(trim(offset, len), Asked::Answer(Ok(())), "{offset} {len}");
+        }
+        refused(&EXPORT, header(0, CMD_TRIM, EXPORT.bytes, 1), Errno::Inval);
+    }
+
+    #[test]
+    fn whole_blocks_are_zeroed_and_others_written() {
+        let zero = |flags, offset, len| {
+            header(flags, CMD_WRITE_ZEROES, offset, len).check(&EXPORT, Vec::new())
+        };
+        let len = 48 << 20;
+        for (flags, hole, fua) in [
+            (0, true, false),
+            (CMD_FLAG_NO_HOLE, false, false),
+            (CMD_FLAG_FUA, true, true),
+        ] {
+            let expected = Command::WriteZeroes {
+                offset: 512,
+                len: len.into(),
+                hole,
+                fua,
+            };
+            assert_eq!(zero(flags, 512, len), Asked::Disk(expected));
+        }
+        let written = Command::Write {
+            offset: 1,
+            data: vec![0; 512],
+            fua: false,
+        };
+        assert_eq!(zero(0, 1, 512), Asked::Disk(written));
+        assert_eq!(zero(0, 1, len), Asked::Answer(Err(Errno::Inval)));
+        assert_eq!(zero(0, 0, 0), Asked::Answer(Ok(())));
+        refused(
+            &EXPORT,
+            header(0, CMD_WRITE_ZEROES, EXPORT.bytes, 1),
+            Errno::NoSpc,
         );
     }
 

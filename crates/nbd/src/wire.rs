@@ -20,6 +20,8 @@ pub(crate) const FLAG_HAS_FLAGS: u16 = 1;
 pub(crate) const FLAG_READ_ONLY: u16 = 1 << 1;
 pub(crate) const FLAG_SEND_FLUSH: u16 = 1 << 2;
 pub(crate) const FLAG_SEND_FUA: u16 = 1 << 3;
+pub(crate) const FLAG_SEND_TRIM: u16 = 1 << 5;
+pub(crate) const FLAG_SEND_WRITE_ZEROES: u16 = 1 << 6;
 pub(crate) const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
 
 /// Options.
@@ -46,8 +48,11 @@ pub(crate) const CMD_READ: u16 = 0;
 pub(crate) const CMD_WRITE: u16 = 1;
 pub(crate) const CMD_DISC: u16 = 2;
 pub(crate) const CMD_FLUSH: u16 = 3;
-/// Their one flag that is offered.
+pub(crate) const CMD_TRIM: u16 = 4;
+pub(crate) const CMD_WRITE_ZEROES: u16 = 6;
+/// Their flags that are offered; the second with [`CMD_WRITE_ZEROES`] alone.
 pub(crate) const CMD_FLAG_FUA: u16 = 1;
+pub(crate) const CMD_FLAG_NO_HOLE: u16 = 1 << 1;
 
 /// Bytes of an option's header, and of a request's.
 pub(crate) const OPTION_HEADER: usize = 16;

@@ -8,15 +8,38 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
-use frontend_shim::{MAX_REQUEST, Operation};
+use frontend_shim::{Disk, MAX_REQUEST, Operation};
 use nbd::{Command, Errno};
 
 /// Bytes of a sector.
 const SECTOR: usize = 512;
 
+/// Bytes that one operation of the disk discards, and zeroes; `None`: it cannot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct EraseLimits {
+    pub(super) discard: Option<usize>,
+    pub(super) zero: Option<usize>,
+}
+
+impl EraseLimits {
+    /// A device that erases less at a time than it writes is not asked to: each piece is remembered.
+    pub(super) fn of(disk: &Disk) -> Self {
+        let bytes = |sectors: Option<u32>| {
+            let sectors = usize::try_from(sectors?).ok()?;
+            let bytes = sectors.saturating_mul(SECTOR);
+            (bytes >= MAX_REQUEST).then_some(bytes)
+        };
+        Self {
+            discard: bytes(disk.discard_limit()),
+            zero: bytes(disk.zero_limit()),
+        }
+    }
+}
+
 /// Requests, each with a tag by which its end is told.
 #[derive(Debug)]
 pub(super) struct Schedule<T> {
+    limits: EraseLimits,
     waiting: VecDeque<Job<T>>,
     /// Those of which operations are in flight or to come, by age.
     running: BTreeMap<u64, Job<T>>,
@@ -48,13 +71,20 @@ struct Job<T> {
 enum Step {
     Read(Range<usize>),
     Write(Range<usize>),
+    /// The ranges of these two are of the request: it has no buffer.
+    Discard(Range<usize>),
+    Zero {
+        range: Range<usize>,
+        hole: bool,
+    },
     /// After all before it.
     Flush,
 }
 
 impl<T> Schedule<T> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(limits: EraseLimits) -> Self {
         Self {
+            limits,
             waiting: VecDeque::new(),
             running: BTreeMap::new(),
             next_job: 0,
@@ -64,7 +94,7 @@ impl<T> Schedule<T> {
 
     /// Takes a request.
     pub(super) fn push(&mut self, tag: T, command: Command) {
-        self.waiting.push_back(Job::new(tag, command));
+        self.waiting.push_back(Job::new(tag, command, self.limits));
     }
 
     /// What the free `slot` is to do now, and the bytes that it writes. `None`: nothing can begin
@@ -96,6 +126,20 @@ impl<T> Schedule<T> {
                 let (sector, len) = (job.sector(&range), range.len());
                 let data = &job.buffer[range.clone()];
                 (Operation::Write { sector, len }, range, data)
+            }
+            Step::Discard(range) => {
+                let (sector, sectors) = (job.sector(&range), whole_sectors(&range));
+                (Operation::Discard { sector, sectors }, 0..0, &[][..])
+            }
+            Step::Zero { range, hole } => {
+                let (sector, sectors) = (job.sector(&range), whole_sectors(&range));
+                let unmap = hole;
+                let zero = Operation::WriteZeroes {
+                    sector,
+                    sectors,
+                    unmap,
+                };
+                (zero, 0..0, &[][..])
             }
             Step::Flush => (Operation::Flush, 0..0, &[][..]),
         };
@@ -150,7 +194,7 @@ impl<T> Schedule<T> {
 }
 
 impl<T> Job<T> {
-    fn new(tag: T, command: Command) -> Self {
+    fn new(tag: T, command: Command, limits: EraseLimits) -> Self {
         let mut job = Self {
             tag,
             steps: VecDeque::new(),
@@ -165,7 +209,7 @@ impl<T> Job<T> {
         match command {
             Command::Read { offset, len } => {
                 let whole = job.place(offset, len);
-                job.steps.extend(cut(whole).map(Step::Read));
+                job.steps.extend(cut(whole, MAX_REQUEST).map(Step::Read));
             }
             Command::Write { offset, data, fua } => {
                 job.writes = true;
@@ -176,14 +220,48 @@ impl<T> Job<T> {
                     job.steps.extend(edges(&job.wanted).map(Step::Read));
                     job.payload = data;
                 }
-                job.steps.extend(cut(whole).map(Step::Write));
-                if fua {
-                    job.steps.push_back(Step::Flush);
-                }
+                job.steps.extend(cut(whole, MAX_REQUEST).map(Step::Write));
+                job.end_durable(fua);
+            }
+            Command::Trim { offset, len, fua } => {
+                let pieces = job.erase(offset, len, limits.discard);
+                job.steps.extend(pieces.map(Step::Discard));
+                job.end_durable(fua);
+            }
+            Command::WriteZeroes {
+                offset,
+                len,
+                hole,
+                fua,
+            } => {
+                let pieces = job.erase(offset, len, limits.zero);
+                job.steps
+                    .extend(pieces.map(|range| Step::Zero { range, hole }));
+                job.end_durable(fua);
             }
             Command::Flush => job.steps.push_back(Step::Flush),
         }
         job
+    }
+
+    fn end_durable(&mut self, fua: bool) {
+        if fua {
+            self.steps.push_back(Step::Flush);
+        }
+    }
+
+    /// Notes where whole sectors are erased; the pieces in which that is done.
+    fn erase(
+        &mut self,
+        offset: u64,
+        len: u64,
+        limit: Option<usize>,
+    ) -> impl Iterator<Item = Range<usize>> + use<T> {
+        self.writes = true;
+        // Below 4 GiB, as the protocol says it in 32 bits.
+        let whole = self.place(offset, usize::try_from(len).unwrap_or_default());
+        // Only what is offered is asked for.
+        cut(whole, limit.unwrap_or(MAX_REQUEST))
     }
 
     /// Notes where the request is; gives the part of the buffer that it needs.
@@ -196,7 +274,7 @@ impl<T> Job<T> {
 
     fn next_step(&mut self) -> Option<Step> {
         let waits = match self.steps.front()? {
-            Step::Read(_) => false,
+            Step::Read(_) | Step::Discard(_) | Step::Zero { .. } => false,
             Step::Write(_) => !self.payload.is_empty(),
             Step::Flush => true,
         };
@@ -235,12 +313,16 @@ impl<T> Job<T> {
     }
 }
 
-/// Pieces that fit a request of the disk.
-fn cut(whole: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+/// Pieces of at most so many bytes.
+fn cut(whole: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
     let end = whole.end;
     whole
-        .step_by(MAX_REQUEST)
-        .map(move |start| start..end.min(start + MAX_REQUEST))
+        .step_by(most)
+        .map(move |start| start..end.min(start + most))
+}
+
+fn whole_sectors(range: &Range<usize>) -> u32 {
+    u32::try_from(range.len() / SECTOR).unwrap_or(u32::MAX)
 }
 
 /// The sectors that a write covers in part: none, the first, the last, or both.
@@ -276,7 +358,10 @@ mod tests {
         fn new() -> Self {
             Self {
                 disk: (0_u32..).flat_map(u32::to_le_bytes).take(DISK).collect(),
-                schedule: Schedule::new(),
+                schedule: Schedule::new(EraseLimits {
+                    discard: Some(1 << 30),
+                    zero: Some(MAX_REQUEST),
+                }),
                 slots: [const { None }; 4],
                 answers: Vec::new(),
                 done: Vec::new(),
@@ -308,6 +393,12 @@ mod tests {
                 }
                 Operation::Write { sector, len } => {
                     self.disk[at(sector)..at(sector) + len].copy_from_slice(&data);
+                }
+                Operation::WriteZeroes {
+                    sector, sectors, ..
+                } => {
+                    let len = at(sectors.into());
+                    self.disk[at(sector)..at(sector) + len].fill(0);
                 }
                 _ => {}
             }
@@ -385,6 +476,64 @@ mod tests {
             len: 512,
         };
         assert_eq!(rig.done, [write, Operation::Flush]);
+        assert_eq!(rig.answers, [(1, Ok(Vec::new()))]);
+    }
+
+    #[test]
+    fn zeroing_is_cut_to_what_the_disk_takes_and_keeps_apart_from_writes() {
+        let mut rig = Rig::new();
+        let len = MAX_REQUEST as u64 + 512;
+        let zeroes = Command::WriteZeroes {
+            offset: 512,
+            len,
+            hole: false,
+            fua: true,
+        };
+        rig.schedule.push(1, zeroes);
+        rig.schedule.push(2, write(512, &[2; 512], false));
+        assert_eq!(rig.submit(), 2);
+        rig.run();
+        let zeroed = |sector, sectors| Operation::WriteZeroes {
+            sector,
+            sectors,
+            unmap: false,
+        };
+        let most = u32::try_from(MAX_REQUEST / SECTOR).unwrap();
+        let written = Operation::Write {
+            sector: 1,
+            len: 512,
+        };
+        let expected = [
+            zeroed(1, most),
+            zeroed(1 + u64::from(most), 1),
+            Operation::Flush,
+        ];
+        assert_eq!(rig.done[..3], expected);
+        assert_eq!(rig.done[3..], [written]);
+        assert_eq!(rig.answers, [(1, Ok(Vec::new())), (2, Ok(Vec::new()))]);
+        assert_eq!(rig.disk[512..1024], [2; 512]);
+        assert!(
+            rig.disk[1024..512 + MAX_REQUEST + 512]
+                .iter()
+                .all(|byte| *byte == 0)
+        );
+    }
+
+    #[test]
+    fn a_trim_is_one_operation_if_the_disk_takes_it() {
+        let mut rig = Rig::new();
+        let (offset, len) = (4096, 900 << 20);
+        rig.schedule.push(
+            1,
+            Command::Trim {
+                offset,
+                len,
+                fua: false,
+            },
+        );
+        rig.run();
+        let sectors = 900 << 11;
+        assert_eq!(rig.done, [Operation::Discard { sector: 8, sectors }]);
         assert_eq!(rig.answers, [(1, Ok(Vec::new()))]);
     }
 

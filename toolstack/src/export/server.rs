@@ -11,7 +11,7 @@ use nbd::{Errno, Export, Request, Ticket};
 use rustix::event::PollFlags;
 
 use super::client::Client;
-use super::schedule::Schedule;
+use super::schedule::{EraseLimits, Schedule};
 
 /// Clients at a time. Each holds up to 40 MiB, and as much again while an unaligned write is put
 /// together.
@@ -47,11 +47,14 @@ struct Ready {
 
 impl<'a> Server<'a> {
     pub(super) fn new(frontend: &'a mut Frontend, disk: &'a mut Disk) -> Self {
+        let limits = EraseLimits::of(disk);
         let export = Export {
             // A hostile device may say anything; whole sectors can be served.
             bytes: disk.bytes() & !u64::from(nbd::MIN_BLOCK - 1),
             read_only: disk.is_read_only(),
             flush: disk.can_flush(),
+            trim: limits.discard.is_some(),
+            zero: limits.zero.is_some(),
         };
         Self {
             frontend,
@@ -60,7 +63,7 @@ impl<'a> Server<'a> {
             clients: BTreeMap::new(),
             next_client: 0,
             knocking: None,
-            schedule: Schedule::new(),
+            schedule: Schedule::new(limits),
             leaving: None,
         }
     }

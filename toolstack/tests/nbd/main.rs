@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use client::{Client, FLUSH, FUA, READ, WRITE, greeted, is_closed};
+use client::{Client, FLUSH, FUA, READ, TRIM, WRITE, WRITE_ZEROES, greeted, is_closed};
 use scene::{Scene, make_image, run};
 
 /// Bytes of the image that is converted onto the disk.
@@ -281,6 +281,33 @@ fn clients_that_come_and_go_leave_room_for_others() {
         }
     }
     Client::connect(&scene.socket()).leave();
+    export.stop();
+}
+
+#[test]
+fn what_a_client_zeroes_and_trims_reaches_the_image() {
+    let scene = Scene::new();
+    let image = scene.file("disk.img");
+    make_image(&image, 8, SMALL);
+    scene.attach("type=blk", &image);
+    let mut export = scene.export(0);
+    let mut client = Client::connect(&scene.socket());
+    assert_eq!(client.flags & 0x60, 0x60, "{:#x}", client.flags);
+    let mut expected = fs::read(&image).unwrap();
+    let blocks = fs::metadata(&image).unwrap().blocks();
+    // Whole blocks, by the device; others, by writes of zeroes.
+    for (offset, len) in [(64 << 10, 1 << 20), (777, 1000)] {
+        let zeroed = client.ask(WRITE_ZEROES, FUA, offset, len, &[]);
+        assert_eq!(client.answer(), (zeroed, 0, Vec::new()));
+        let at = usize::try_from(offset).unwrap();
+        expected[at..at + usize::try_from(len).unwrap()].fill(0);
+    }
+    assert!(fs::read(&image).unwrap() == expected);
+    let trimmed = client.ask(TRIM, 0, 2 << 20, 1 << 20, &[]);
+    assert_eq!(client.answer(), (trimmed, 0, Vec::new()));
+    let now = fs::metadata(&image).unwrap().blocks();
+    assert!(now < blocks, "{now} blocks of {blocks} are left");
+    client.leave();
     export.stop();
 }
 
