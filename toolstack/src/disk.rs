@@ -36,6 +36,9 @@ pub(crate) enum Command {
     },
     /// Serve a device to NBD clients of this machine, as qemu-img, nbdcopy or nbd-client, until
     /// Ctrl-C.
+    ///
+    /// Eight clients at a time; one more is refused, and one that does not say within five seconds
+    /// what it wants is let go. Trim and write-zeroes are offered if the device has them.
     #[command(
         after_help = "Example: vmsg frontend blk export --nbd unix:/run/disk.nbd 0\n         \
                       qemu-img convert -n image.qcow2 'nbd+unix:///?socket=/run/disk.nbd'"
