@@ -39,6 +39,8 @@ const MIN_POOL_PAGES: usize = 64;
 const WATCH_STATE: &str = "state";
 /// Token of the watch on `online`.
 const WATCH_ONLINE: &str = "online";
+/// How many watches those are.
+const WATCHES: usize = 2;
 
 /// How long a backend may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +82,8 @@ pub struct Frontend {
     connections: u64,
     /// Pages of former sessions that could not be revoked yet.
     quarantine: Vec<GrantedPages>,
+    /// Watches that have not fired yet, as each does once when it is set.
+    unheard: usize,
     /// What is in XenStore may have changed.
     look: bool,
     /// `online` as it was read, until its watch says that it was written.
@@ -124,7 +128,8 @@ impl Frontend {
             link: None,
             connections: 0,
             quarantine: Vec::new(),
-            look: true,
+            unheard: WATCHES,
+            look: false,
             online: None,
             retry_at: None,
             wait: None,

@@ -170,7 +170,9 @@ impl Frontend {
                 self.handshake.online_written();
                 self.online = None;
             }
-            self.look = true;
+            // The first look is worth its requests once it will not be repeated for them.
+            self.unheard = self.unheard.saturating_sub(1);
+            self.look |= self.unheard == 0;
         }
         Ok(())
     }
