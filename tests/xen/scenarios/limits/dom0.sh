@@ -47,3 +47,17 @@ assert_no_nodes "$guest"
 assert_holdings "$guest" /run/holdings-before
 stop_backend
 destroy_guest guest
+
+# A driver domain that the hypervisor lets map 256 pages: a ring and an area are more.
+GUEST_OPTIONS='max_maptrack_frames=1' make_guest storage driver-domain/storage pvh
+make_guest small limits/small
+start_guest storage
+wait_for_report storage disk
+attach small --backend storage type=blk,path=/tmp/disk.img
+start_guest small
+wait_for_guest small
+grep gnttab_max_maptrack_frames "$(console storage)" || fail "the backend does not name the hypervisor's limit"
+destroy_guest small
+tell storage stop yes
+wait_for_guest storage
+destroy_guest storage
