@@ -2,7 +2,7 @@
 # ci
 
 guests="cached direct"
-truncate -s 256M /srv/disk.img
+truncate -s 128M /srv/disk.img
 make_slow_disk
 for guest in $guests; do
     make_guest $guest
