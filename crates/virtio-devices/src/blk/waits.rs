@@ -67,7 +67,7 @@ impl Waits {
             flushes: Flushes::default(),
             transfers: None,
             added: false,
-            writes: Vec::with_capacity(room),
+            writes: Vec::new(),
             in_flight: 0,
             ended: VecDeque::with_capacity(room),
             spare: Vec::new(),
