@@ -56,15 +56,11 @@ impl<'a> Cursor<'a> {
         len: u32,
         access: Access,
     ) -> Result<GuestRange<'a>, TranslateError> {
-        if !self.is_near(addr, len, access) {
-            self.move_to(addr);
-            if !self.is_near(addr, len, access) {
-                return self.ask(addr, len, access);
-            }
+        if self.is_near(addr, len, access) {
+            Ok(self.near(addr, len, access))
+        } else {
+            self.far(addr, len, access)
         }
-        let offset = addr.wrapping_sub(self.near.first);
-        // SAFETY: these bytes and this right were checked just now, against what is remembered.
-        Ok(unsafe { self.near.memory.part(offset, len, access) })
     }
 
     /// Whether the bytes, one at least, are in the remembered piece, and may be used so. An address
@@ -79,23 +75,39 @@ impl<'a> Cursor<'a> {
         offset < size && u64::from(len).wrapping_sub(1) < size - offset
     }
 
+    /// The bytes, of which [`Cursor::is_near`] has said yes.
+    #[inline]
+    fn near(&self, addr: u64, len: u32, access: Access) -> GuestRange<'a> {
+        let offset = addr.wrapping_sub(self.near.first);
+        // SAFETY: these bytes and this right were checked just now, against what is remembered.
+        unsafe { self.near.memory.part(offset, len, access) }
+    }
+
     /// Remembers the piece around an address, if there is one. Out of line, so that the usual case
     /// stays small.
     #[cold]
     #[inline(never)]
-    fn move_to(&mut self, addr: u64) {
-        if let Some(Surroundings { first, memory }) = self.space.surroundings(addr) {
-            self.writable = match memory.access() {
+    fn far(
+        &mut self,
+        addr: u64,
+        len: u32,
+        access: Access,
+    ) -> Result<GuestRange<'a>, TranslateError> {
+        if let Some(near) = self.space.surroundings(addr) {
+            self.writable = match near.memory.access() {
                 Access::Read => 0,
-                Access::Write => memory.len() as u64,
+                Access::Write => near.memory.len() as u64,
             };
-            self.near = Surroundings { first, memory };
+            self.near = near;
+            if self.is_near(addr, len, access) {
+                return Ok(self.near(addr, len, access));
+            }
         }
+        self.ask(addr, len, access)
     }
 
     /// Looks up what is in no piece. An address space is safe code: that it answers with what it
     /// was asked for is checked.
-    #[cold]
     #[inline(never)]
     fn ask(&self, addr: u64, len: u32, access: Access) -> Result<GuestRange<'a>, TranslateError> {
         self.space
