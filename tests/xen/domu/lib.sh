@@ -13,7 +13,8 @@ wait_for_note() { until xenstore-exists "lab/$1"; do usleep 200000; done; }
 # the guest: the backend may have died, or the device may be gone. `read-DEV` is reported after each that went well.
 load() {
     while true; do
-        for device in $(vmsg frontend list | awk 'NR > 1 { print $3 }'); do
+        vmsg frontend list >/tmp/list || continue
+        for device in $(awk 'NR > 1 { print $3 }' /tmp/list); do
             if vmsg frontend blk copy "$device" /dev/null; then report "read-$device" done; fi
         done
     done
