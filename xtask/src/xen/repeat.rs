@@ -10,6 +10,8 @@ use super::figures::Measured;
 
 /// In hundredths of a percent.
 const TOLERANCE: u64 = 100;
+/// Instructions that do not count beside it: of a look at the clock, the smallest figure, they are several percent.
+const FEW: u64 = 10;
 
 /// The figures of an earlier run.
 pub(super) fn read(path: &Path) -> Result<Vec<Measured>> {
@@ -30,8 +32,7 @@ pub(super) fn compare(earlier: &[Measured], now: &[Measured]) -> Compared {
     let mut compared = Compared::default();
     for (guest, who, key, one, other) in pairs(earlier, now) {
         compared.figures += 1;
-        // A figure is rounded to a whole instruction.
-        let difference = one.abs_diff(other).saturating_sub(1);
+        let difference = one.abs_diff(other).saturating_sub(FEW);
         let difference = (difference * 10_000).div_ceil(one.min(other).max(1));
         let name = format!("{guest} {who} {key}: {one}, {other}");
         compared.differences.push((difference, name));
@@ -103,19 +104,19 @@ mod tests {
     }
 
     #[test]
-    fn a_figure_may_differ_by_a_hundredth_and_an_instruction() {
+    fn a_figure_may_differ_by_a_hundredth_and_a_few_instructions() {
         let agree = compare(
             &run(&[("a", 10_000), ("b", 5)]),
-            &run(&[("a", 10_101), ("b", 6)]),
+            &run(&[("a", 10_110), ("b", 15)]),
         );
         assert!(agree.is_well(), "{agree}");
         assert_eq!(
             agree.to_string(),
-            "2 figures of two runs agree within 1 %; the largest differences:\n1.00 % pv native a: 10000, 10101"
+            "2 figures of two runs agree within 1 %; the largest differences:\n1.00 % pv native a: 10000, 10110"
         );
         let differ = compare(
             &run(&[("a", 10_000), ("b", 5)]),
-            &run(&[("a", 10_103), ("b", 7)]),
+            &run(&[("a", 10_112), ("b", 16)]),
         );
         assert!(!differ.is_well(), "{differ}");
         assert_eq!(differ.differences.len(), 2);
