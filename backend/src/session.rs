@@ -45,9 +45,9 @@ pub(crate) struct Session {
     paths: Paths,
     handshake: BackendHandshake,
     view: View,
-    /// The event that comes of taking the watch is yet to come. It tells nothing, as everything is
-    /// read after it was taken.
-    watch_is_new: bool,
+    /// The watch has not fired yet, as it does once when it is set: what is read before would be
+    /// read again.
+    unheard: bool,
     /// What the present session was offered.
     offer: Option<BackendOffer>,
     lock: Option<InstanceLock>,
@@ -101,7 +101,7 @@ impl Session {
             paths,
             handshake: BackendHandshake::started(),
             view: View::default(),
-            watch_is_new: true,
+            unheard: true,
             offer: None,
             lock: None,
             told_lock: false,
@@ -174,9 +174,7 @@ impl Session {
 
     /// The frontend's state may have changed.
     pub(crate) fn frontend_changed(&mut self) {
-        if std::mem::take(&mut self.watch_is_new) {
-            return;
-        }
+        self.unheard = false;
         self.view.forget_peer();
         self.look = true;
     }
@@ -213,7 +211,7 @@ impl Session {
             self.frontend_alive = is_alive(host, self.id, &self.paths)?;
         }
         // First, because it finds out whether the directory is still the one that is known.
-        if self.look {
+        if self.may_look() {
             more |= self.negotiate(host)?;
         }
         more |= self.serve(host)?;
@@ -225,7 +223,7 @@ impl Session {
             return Ok(Turn::Gone);
         }
         // A step may have made work for what came before it in this turn.
-        more |= self.look || (self.minds_devices() && self.look_at_devices);
+        more |= self.may_look() || (self.minds_devices() && self.look_at_devices);
         Ok(if more { Turn::More } else { Turn::Idle })
     }
 
@@ -246,6 +244,10 @@ impl Session {
             lock.remove(&host.run_dir, self.id);
         }
         tracing::info!(id = %self.id, "forgotten");
+    }
+
+    fn may_look(&self) -> bool {
+        self.look && (!self.unheard || self.stopping || !self.frontend_alive)
     }
 
     /// Whether the devices are this session's to open: it has the lock, and the directory is the

@@ -9,6 +9,8 @@ const BYTES: usize = 64 << 10;
 const READ: u32 = 4096;
 /// Pages of the memory that is shared over each bus.
 const POOL: usize = 16;
+/// Buses that the backend finds in one turn.
+const MANY: u32 = 32;
 
 /// A bus with its one disk in use.
 struct InUse {
@@ -96,4 +98,30 @@ fn a_guest_that_dies_takes_all_its_buses_with_it() {
         assert_eq!(rig.toolstack.list(path), [] as [&str; 0], "{path}");
     }
     assert_eq!(rig.machine.lock_files(), [] as [&str; 0]);
+}
+
+/// Events that wait for the backend are merged if they are alike: the one that comes of setting the
+/// watch may be all that is heard of a state that was written meanwhile.
+#[test]
+fn a_guest_is_heard_that_answers_while_the_backend_finds_others() {
+    let mut rig = Rig::start();
+    let guest = rig.machine.create_domain("guest");
+    let buses = (0..MANY).map(|handle| Bus { guest, handle });
+    for bus in buses.clone() {
+        rig.toolstack.make_bus(bus);
+        let line = rig.disk_line(&format!("{}.img", bus.handle), BYTES);
+        rig.toolstack.make_device(bus, 0, &line);
+    }
+    rig.restart();
+    let first = Bus { guest, handle: 0 };
+    let mut raw = RawGuest::new(&rig, first);
+    rig.while_serving(|_, toolstack| {
+        toolstack.wait_for(&first.back("state"), "2");
+        let keys = raw.share_ring(2);
+        raw.publish(&keys.emit());
+        toolstack.wait_for(&first.back("state"), "4");
+    });
+    for bus in buses.skip(1) {
+        rig.until_node(&bus.back("state"), "2");
+    }
 }
