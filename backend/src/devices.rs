@@ -2,13 +2,14 @@
 //! (binding sections 2 and 8).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use virtio_devices::{DeviceModel, Engine};
 use xenstore::{Client, StoreError, Tree as _};
 
 use crate::instance::Paths;
 use crate::negotiation::{Done, read, transact};
-use crate::opening::{Opening, Refusal};
+use crate::opening::{Opening, PATIENCE, Refusal, close};
 
 /// Devices of one instance; each costs a model, its queues and an open file.
 pub const MAX_DEVICES: usize = 64;
@@ -100,9 +101,7 @@ impl Devices {
             let unfinished = self.is_unfinished(*number);
             match (self.live.get_mut(number), online.as_deref()) {
                 (None, Some(b"1")) => {
-                    if self.build(store, paths, engine, *number)? {
-                        changes.push(Change::Added(*number));
-                    }
+                    self.begin(store, paths, engine, *number)?;
                 }
                 (None, Some(_)) if unfinished => {
                     self.spent.insert(*number);
@@ -128,6 +127,13 @@ impl Devices {
                 }
             }
         }
+        // All open side by side, and are waited for together.
+        let deadline = Instant::now() + PATIENCE;
+        for number in self.opening.keys().copied().collect::<Vec<_>>() {
+            if self.opened(store, paths, number, deadline)? {
+                changes.push(Change::Added(number));
+            }
+        }
         for (number, device) in &mut self.live {
             if !listed.contains(number) && device.raise(Leaving::Forced) {
                 changes.push(Change::Force(*number));
@@ -146,7 +152,8 @@ impl Devices {
         paths: &Paths,
         number: u16,
     ) -> Result<(), StoreError> {
-        if self.live.remove(&number).is_some() {
+        if let Some(device) = self.live.remove(&number) {
+            close(device.model);
             tracing::info!(path = paths.backend, dev_num = number, "device removed");
             set_status(store, paths, number, "removed", None)?;
         }
@@ -178,17 +185,16 @@ impl Devices {
         !self.spent.contains(&number) || self.opening.contains_key(&number)
     }
 
-    /// Opens a device, or goes on with it. Whether it has become ready.
-    fn build(
+    /// Begins to open a device.
+    fn begin(
         &mut self,
         store: &mut Client,
         paths: &Paths,
         engine: &Engine,
         number: u16,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(), StoreError> {
         if !self.is_unfinished(number) {
-            refuse_spent(store, paths, number)?;
-            return Ok(false);
+            return refuse_spent(store, paths, number);
         }
         if self.spent.insert(number) {
             if self.live.len() + self.opening.len() >= MAX_DEVICES {
@@ -205,7 +211,7 @@ impl Devices {
                 }
             }
         }
-        self.opened(store, paths, number)
+        Ok(())
     }
 
     /// Sees to a device that is being opened. Whether it has become ready.
@@ -214,15 +220,17 @@ impl Devices {
         store: &mut Client,
         paths: &Paths,
         number: u16,
+        deadline: Instant,
     ) -> Result<bool, StoreError> {
         let Some(opening) = self.opening.get_mut(&number) else {
             return Ok(false);
         };
         let is_new = opening.is_new();
-        let Some(outcome) = opening.outcome() else {
-            self.shortage = Some(format!("device {number}: its image does not open yet"));
+        let Some(outcome) = opening.outcome(deadline) else {
+            let why = "its image does not open yet";
+            self.shortage = Some(format!("device {number}: {why}"));
             if is_new {
-                set_status(store, paths, number, "building", None)?;
+                set_status(store, paths, number, "building", Some(why))?;
             }
             return Ok(false);
         };
@@ -239,18 +247,21 @@ impl Devices {
                 set_status(store, paths, number, "ready", None)?;
                 Ok(true)
             }
-            Err(refusal) => self.refused(store, paths, number, refusal),
+            Err(refusal) => {
+                self.refused(store, paths, number, refusal)?;
+                Ok(false)
+            }
         }
     }
 
-    /// A device cannot be opened, for good or for now: it is not ready.
+    /// A device cannot be opened, for good or for now.
     fn refused(
         &mut self,
         store: &mut Client,
         paths: &Paths,
         number: u16,
         refusal: Refusal,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(), StoreError> {
         match refusal {
             Refusal::Shortage(why) => {
                 self.spent.remove(&number);
@@ -262,7 +273,7 @@ impl Devices {
                 set_status(store, paths, number, "failed", Some(&why))?;
             }
         }
-        Ok(false)
+        Ok(())
     }
 }
 

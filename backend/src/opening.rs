@@ -1,12 +1,12 @@
-//! Making the device that a line of configuration asks for, on a thread of its own: a disk or a
-//! network file system that does not answer may keep it for ever, and nobody else.
+//! Making the device that a line of configuration asks for, and closing it, on threads of their own:
+//! a disk or a network file system that does not answer may keep them for ever, and nobody else.
 
 use std::fmt::Display;
 use std::io;
 use std::mem;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use virtio_devices::blk::{Blk, BlkConfig, BlkError};
@@ -14,10 +14,14 @@ use virtio_devices::rng::{Rng, RngError};
 use virtio_devices::{DeviceModel, Engine};
 use xen_bus::config::{DeviceConfig, Mode};
 
-/// How long the loop waits for a device that has begun to open, once. Nearly all are there in less
+/// How long the loop waits for devices that have begun to open, once for all that a look at the bus
+/// has found. Nearly all are there in less
 /// than a millisecond, and a driver that connects then finds all of its devices; on a busy host it
 /// takes longer. What is not there by then holds nobody up any more.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the loop waits for a device to close: whoever takes its image next is to find it free.
+const PATIENCE_TO_CLOSE: Duration = Duration::from_millis(100);
 
 /// A device, and its identity.
 pub(crate) type Opened = Result<(Box<dyn DeviceModel>, [u8; 16]), Refusal>;
@@ -26,8 +30,8 @@ pub(crate) type Opened = Result<(Box<dyn DeviceModel>, [u8; 16]), Refusal>;
 #[derive(Debug)]
 pub(crate) struct Opening {
     result: Receiver<Opened>,
-    /// How long the next look waits.
-    patience: Duration,
+    /// Nobody has looked what has become of it.
+    is_new: bool,
 }
 
 impl Opening {
@@ -37,10 +41,10 @@ impl Opening {
     /// The host has no thread left.
     pub(crate) fn begin(line: Vec<u8>, engine: &Engine) -> io::Result<Self> {
         let engine = engine.clone();
-        Self::of(PATIENCE, move || open_model(&line, &engine))
+        Self::of(move || open_model(&line, &engine))
     }
 
-    fn of(patience: Duration, open: impl FnOnce() -> Opened + Send + 'static) -> io::Result<Self> {
+    fn of(open: impl FnOnce() -> Opened + Send + 'static) -> io::Result<Self> {
         let (tell, result) = channel();
         thread::Builder::new()
             .name("open".to_owned())
@@ -48,24 +52,45 @@ impl Opening {
                 // An error gives the device back: nobody wants it any more.
                 drop(tell.send(open()));
             })?;
-        Ok(Self { result, patience })
+        Ok(Self {
+            result,
+            is_new: true,
+        })
     }
 
     /// Whether nobody has looked what has become of it.
     pub(crate) fn is_new(&self) -> bool {
-        !self.patience.is_zero()
+        self.is_new
     }
 
-    /// What has become of it; `None`: it goes on. Waits for a moment, the first time.
-    pub(crate) fn outcome(&mut self) -> Option<Opened> {
-        let patience = mem::take(&mut self.patience);
-        match self.result.recv_timeout(patience) {
+    /// What has become of it; `None`: it goes on. Waits until the deadline, the first time.
+    pub(crate) fn outcome(&mut self, deadline: Instant) -> Option<Opened> {
+        let limit = match mem::take(&mut self.is_new) {
+            true => deadline.saturating_duration_since(Instant::now()),
+            false => Duration::ZERO,
+        };
+        match self.result.recv_timeout(limit) {
             Ok(opened) => Some(opened),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => {
                 Some(Err("its opening came to no end".to_owned().into()))
             }
         }
+    }
+}
+
+/// Closes a device; what takes longer goes on by itself.
+pub(crate) fn close(model: Box<dyn DeviceModel>) {
+    let (tell, closed) = channel();
+    let closing = thread::Builder::new()
+        .name("close".to_owned())
+        .spawn(move || {
+            drop(model);
+            let _ = tell.send(());
+        });
+    // Without a thread it was closed here.
+    if closing.is_ok() && closed.recv_timeout(PATIENCE_TO_CLOSE).is_err() {
+        tracing::warn!("an image does not close yet");
     }
 }
 
@@ -161,15 +186,17 @@ mod tests {
     #[test]
     fn what_does_not_open_keeps_its_own_thread_and_nobody_else() {
         let (answer, disk) = channel::<Opened>();
-        let mut opening =
-            Opening::of(Duration::from_millis(1), move || disk.recv().unwrap()).unwrap();
-        assert!(opening.outcome().is_none());
-        assert!(opening.outcome().is_none());
+        let mut opening = Opening::of(move || disk.recv().unwrap()).unwrap();
+        let soon = Instant::now() + Duration::from_millis(1);
+        let late = soon + 100 * PATIENCE;
+        assert!(opening.outcome(soon).is_none());
+        // It was waited for once.
+        assert!(opening.outcome(late).is_none());
         answer
             .send(Err("the disk is back".to_owned().into()))
             .unwrap();
         let outcome = loop {
-            match opening.outcome() {
+            match opening.outcome(late) {
                 Some(outcome) => break outcome,
                 None => thread::yield_now(),
             }

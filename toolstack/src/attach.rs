@@ -273,7 +273,7 @@ pub(crate) fn answer(store: &mut Client, bus: &Bus, number: u32) -> anyhow::Resu
                 })))
             }
             Some("ready" | "removing" | "removed") => Some(Answer::Ready),
-            // Only with a reason: without one it is being opened.
+            // The reason is why it waits.
             Some("building") => read_text(store, &error)?.map(Answer::Waits),
             _ => None,
         })

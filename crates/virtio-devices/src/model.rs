@@ -75,7 +75,8 @@ pub trait DeviceModel: Send + fmt::Debug {
     /// What the device is made of may have changed: looks again. `poll` reports what is new.
     fn refresh(&mut self) {}
 
-    /// Readable when `poll` would have something to do without a kick.
+    /// Becomes readable when `poll` has something to do without a kick. It may stay readable for
+    /// what `poll` has found already: wait for the edge.
     fn wake_fd(&self) -> Option<BorrowedFd<'_>>;
 }
 

@@ -46,6 +46,9 @@ pub(super) struct Job {
     pub(super) stable: bool,
     /// How `work` ended.
     pub(super) result: io::Result<()>,
+    /// The size of the image after a sync: rare and slow enough for a look at it, and every file
+    /// system in a guest sends some, so that a disk that grew is noticed without being told.
+    pub(super) size: Option<u64>,
     /// The descriptors of `work`, whole, in order.
     pub(super) data: IoBuffers,
     /// The last writable descriptor, whose last byte is the status.
@@ -154,6 +157,7 @@ impl Job {
             work: Work::Sync,
             stable: false,
             result: Ok(()),
+            size: None,
             data: IoBuffers::default(),
             status: None,
             next: None,
@@ -228,6 +232,7 @@ impl Job {
     pub(super) fn clear(&mut self) {
         self.data.clear(SPARE_LEASES);
         self.status = None;
+        self.size = None;
     }
 
     /// Bytes that it moves.
@@ -248,7 +253,11 @@ impl engine::Job for Job {
             job.result = match &mut job.work {
                 Work::Transfer(transfer) => transfer.run(&*job.storage, &job.data),
                 Work::Erase(erase) => erase.run(&*job.storage),
-                Work::Sync => job.storage.sync(),
+                Work::Sync => {
+                    let synced = job.storage.sync();
+                    job.size = job.storage.bytes().ok();
+                    synced
+                }
             };
             moved += job.len();
             let wakes = next.is_none() || moved >= WAKE_BYTES;

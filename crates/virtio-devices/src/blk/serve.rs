@@ -35,8 +35,12 @@ pub(super) struct Server {
     /// Whether the image does any transfer without waiting, by direction.
     inline_in: bool,
     inline_out: bool,
-    /// The image may have another size than the driver was told.
+    /// The image may have another size than the driver was told. A guest cannot cause many looks,
+    /// which a slow file system makes everybody wait for: it ended before its capacity, or the
+    /// toolstack asks.
     look_at_size: bool,
+    /// The size that a thread has seen.
+    size: Option<u64>,
 }
 
 /// What is the same for all requests of a turn.
@@ -103,6 +107,7 @@ impl Server {
             inline_in: true,
             inline_out: true,
             look_at_size: false,
+            size: None,
         })
     }
 
@@ -281,10 +286,12 @@ impl Server {
     /// Whether the image has changed its size since the last call; if so, requests are judged by
     /// the new one from now on.
     pub(super) fn resized(&mut self, geometry: Geometry) -> Option<u64> {
-        if !mem::take(&mut self.look_at_size) {
-            return None;
-        }
-        match self.storage.bytes() {
+        let seen = self.size.take();
+        let bytes = match mem::take(&mut self.look_at_size) {
+            true => self.storage.bytes(),
+            false => Ok(seen?),
+        };
+        match bytes {
             Ok(bytes) => {
                 let sectors = geometry.sectors_of(bytes);
                 let before = mem::replace(&mut self.limits.sectors, sectors);
@@ -316,9 +323,7 @@ impl Server {
             if let Err(error) = &job.result {
                 self.complain(error);
             }
-            // A sync is rare and slow enough for a look at the size, and every file system in a
-            // guest sends some: a disk that grew is noticed without being told.
-            self.look_at_size |= matches!(job.work, Work::Sync);
+            self.size = job.size.or(self.size);
             tell(match job.owner {
                 Owner::Request { queue, head } => Ended::Used {
                     queue,

@@ -163,7 +163,7 @@ impl Waits {
         }
     }
 
-    /// Whether anything has come back.
+    /// Takes in what has come back. Whether there was anything.
     fn collect(&mut self) -> bool {
         if let Some(transfers) = &mut self.transfers {
             transfers.reap(&mut self.moved);
