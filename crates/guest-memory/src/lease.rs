@@ -81,8 +81,8 @@ pub struct LeasedRange {
     lease: Lease,
 }
 
-// SAFETY: `base` points into the mapping that `lease` keeps alive, and is reached through atomic
-// accesses only, which may come from any thread.
+// SAFETY: `base` points into the mapping that `lease` keeps alive, and is reached by copies and
+// atomic accesses only, which may come from any thread.
 unsafe impl Send for LeasedRange {}
 // SAFETY: as above.
 unsafe impl Sync for LeasedRange {}

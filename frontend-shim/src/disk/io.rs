@@ -69,7 +69,7 @@ impl Disk {
     ///
     /// # Errors
     /// The device failed the request or broke the queue, nothing is in flight, the connection ended,
-    /// or a request took longer than a minute.
+    /// or a request took longer than the limit.
     pub fn finish(&mut self, frontend: &mut Frontend) -> Result<Finished, FrontendError> {
         loop {
             if let Some(finished) = self.finished(frontend)? {

@@ -86,7 +86,7 @@ mod tests {
         let mut alarm = Alarm::new().unwrap();
         let begin = Instant::now();
         let hour = Duration::from_secs(3600);
-        let soon = begin + 2 * SHORT;
+        let soon = begin + 10 * SHORT;
         assert_eq!(alarm.cover(begin + hour, &clock).unwrap(), None);
         assert_eq!(alarm.cover(soon, &clock).unwrap(), None);
         let reads = clock.exact_reads();

@@ -94,7 +94,9 @@ impl Client {
     /// Lets it go if it is late.
     pub(super) fn check(&mut self, now: Instant) {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
-            eprintln!("vmsg: a client is let go: it has been silent for {HANDSHAKE_LIMIT:?}");
+            eprintln!(
+                "vmsg: a client is let go: it has not said within {HANDSHAKE_LIMIT:?} what it wants"
+            );
             self.connection.end_input();
             self.connection.end_output();
         }

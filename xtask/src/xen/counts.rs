@@ -12,9 +12,10 @@ use anyhow::{Context, Result, bail, ensure};
 /// The scenario.
 pub(super) const SCENARIO: &str = "figures-counts";
 
+/// The row of this project.
+const OURS: &str = "ours";
 /// A path to the disk as the scenario names it, and how many reads its longer trace holds more: `raw-disk` reads a tenth of
 /// its number before it measures.
-const OURS: &str = "ours";
 const PATHS: [(&str, &str, u64); 2] = [("bus", OURS, 1000), ("raw", "blkback", 1100)];
 const DEPTHS: [u64; 2] = [1, 32];
 /// The numbers of reads of the two traces.
@@ -140,8 +141,9 @@ impl Counts {
     }
 }
 
-fn thousandths(calls: u64) -> String {
-    format!("{}.{:03}", calls / 1000, calls % 1000)
+/// A number that was counted for a thousand.
+pub(super) fn thousandths(count: u64) -> String {
+    format!("{}.{:03}", count / 1000, count % 1000)
 }
 
 /// One line: requests of the guest, of its kernel meanwhile, and of the backend.

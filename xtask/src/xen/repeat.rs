@@ -23,6 +23,8 @@ pub(super) fn read(path: &Path) -> Result<Vec<Measured>> {
 #[derive(Debug, Default)]
 pub(super) struct Compared {
     figures: usize,
+    /// Figures that only one of the runs has.
+    alone: usize,
     /// Hundredths of a percent, and which figure: those beyond the tolerance and the largest.
     differences: Vec<(u64, String)>,
 }
@@ -37,6 +39,11 @@ pub(super) fn compare(earlier: &[Measured], now: &[Measured]) -> Compared {
         let name = format!("{guest} {who} {key}: {one}, {other}");
         compared.differences.push((difference, name));
     }
+    let all = |runs: &[Measured]| -> usize {
+        let figures = runs.iter().flat_map(|boot| boot.figures.values());
+        figures.map(|figures| figures.len()).sum()
+    };
+    compared.alone = all(earlier) + all(now) - 2 * compared.figures;
     compared.differences.sort_by(|one, other| other.cmp(one));
     let beyond = compared
         .differences
@@ -78,8 +85,8 @@ impl fmt::Display for Compared {
         };
         write!(
             f,
-            "{} figures of two runs {verdict} within 1 %; the largest differences:",
-            self.figures
+            "{} figures of two runs {verdict} within 1 % ({} stand in one run alone); the largest differences:",
+            self.figures, self.alone
         )?;
         for (size, name) in &self.differences {
             write!(f, "\n{}.{:02} % {name}", size / 100, size % 100)?;
@@ -112,7 +119,7 @@ mod tests {
         assert!(agree.is_well(), "{agree}");
         assert_eq!(
             agree.to_string(),
-            "2 figures of two runs agree within 1 %; the largest differences:\n1.00 % pv native a: 10000, 10110"
+            "2 figures of two runs agree within 1 % (0 stand in one run alone); the largest differences:\n1.00 % pv native a: 10000, 10110"
         );
         let differ = compare(
             &run(&[("a", 10_000), ("b", 5)]),

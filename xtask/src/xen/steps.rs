@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
+use super::counts::thousandths;
 use super::figures::{Measured, TSC_MODES, hundredths, thousands};
 use super::plan::Guest;
 
@@ -61,7 +62,7 @@ pub(super) fn tables(guest: Guest, measured: &Measured) -> Result<String> {
     for tsc in TSC_MODES {
         for (step, about) in STEPS {
             let cost = thousands(measured.figure(tsc, step)?);
-            let sent = thousands_of(measured.figure(tsc, &asked(step))?);
+            let sent = thousandths(measured.figure(tsc, &asked(step))?);
             writeln!(text, "| {tsc} | {about} | {cost} | {sent} |")?;
         }
     }
@@ -81,7 +82,7 @@ fn mmio(measured: &Measured) -> Result<String> {
         for row in &BESIDE {
             let ours = measured.figure(tsc, row.ours)?;
             let mmio = measured.figure(tsc, row.mmio)?;
-            let traps = thousands_of(measured.figure(tsc, &asked(row.mmio))?);
+            let traps = thousandths(measured.figure(tsc, &asked(row.mmio))?);
             let ratio = (ours * 100).div_ceil(mmio.max(1));
             let target = row.target.map_or_else(String::new, |target| {
                 let verdict = if ratio <= target { "met" } else { "missed" };
@@ -102,10 +103,6 @@ fn mmio(measured: &Measured) -> Result<String> {
 
 fn asked(step: &str) -> String {
     format!("{step}-asked")
-}
-
-fn thousands_of(thousandths: u64) -> String {
-    format!("{}.{:03}", thousandths / 1000, thousandths % 1000)
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ macro_rules! piece {
 }
 
 /// Copies `len` bytes, in pieces from the front to the back: as many of 64 as there are, then one
-/// for each bit of what is left.
+/// of 32, 16, 8 and 4 if it is left, and single bytes.
 ///
 /// # Safety
 /// `len` bytes can be read at `from` and written at `to`, and the two do not overlap.

@@ -7,7 +7,7 @@ use guest_memory::{Access, LeasedArray, LeasedRange, RangeError, ReadWrite};
 use xen_types::Session;
 
 use super::{Fence, MessageRing, RingState, RingWords, Role, Word};
-use crate::layout::RingLayout;
+use crate::layout::{RingLayout, SLOTS_OFFSET};
 
 /// "XVMB", the first word of every ring.
 pub const RING_MAGIC: u32 = 0x424d_5658;
@@ -90,11 +90,13 @@ impl MessageRing<GuestWords> {
 
 /// Words from the start of a ring on, as a power of two: the header and all of [`Word`].
 const WORDS_ORDER: u32 = 7;
+// An index too large would come back inside of the array.
+const _: () = assert!(SLOTS_OFFSET <= 4 << WORDS_ORDER);
 
 /// [`RingWords`] over memory that the peer can write at any time.
 #[derive(Debug)]
 pub struct GuestWords {
-    /// What lies before the slots.
+    /// The header, all of [`Word`], and of the slots what a power of two takes in.
     words: LeasedArray<u32, 1, ReadWrite>,
     /// All of the ring.
     window: LeasedRange,

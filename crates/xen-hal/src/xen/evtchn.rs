@@ -88,7 +88,8 @@ impl Evtchn {
         Ok(())
     }
 
-    /// Nothing is unmasked meanwhile.
+    /// Appends the ports that have an event. `&mut`: nothing is unmasked or closed meanwhile, so no
+    /// port is queued twice.
     pub(crate) fn pending(&mut self, out: &mut Vec<EvtchnPort>) -> io::Result<()> {
         let (bound, closed) = (self.bound.get_mut(), self.closed.get_mut());
         let mut buffer = [0; PORTS_PER_READ * size_of::<u32>()];
