@@ -138,6 +138,16 @@ impl Chain {
         &self.writable
     }
 
+    /// All segments with what they are for: the readable ones, then the writable ones.
+    pub fn segments(&self) -> impl Iterator<Item = (Access, Segment)> {
+        let readable = self.readable.iter().map(|segment| (Access::Read, *segment));
+        let writable = self
+            .writable
+            .iter()
+            .map(|segment| (Access::Write, *segment));
+        readable.chain(writable)
+    }
+
     /// Bytes of all readable segments.
     #[inline]
     #[must_use]

@@ -122,8 +122,26 @@ impl DeviceQueue {
         space: &S,
         chain: &mut Chain,
     ) -> Result<bool, QueueFault> {
+        self.pop_telling(space, chain, |_, _| {})
+    }
+
+    /// Takes the next chain into `chain`, and tells `each` of its segments as they are found: as
+    /// [`DeviceQueue::pop`] and [`DeviceQueue::pop_each`] at once.
+    ///
+    /// # Errors
+    /// As [`DeviceQueue::pop_each`].
+    #[inline]
+    pub fn pop_telling<S: AddressSpace + ?Sized>(
+        &mut self,
+        space: &S,
+        chain: &mut Chain,
+        mut each: impl FnMut(Access, Segment),
+    ) -> Result<bool, QueueFault> {
         chain.clear();
-        let taken = self.pop_each(space, |access, segment| chain.push(access, segment))?;
+        let taken = self.pop_each(space, |access, segment| {
+            chain.push(access, segment);
+            each(access, segment);
+        })?;
         if let Some(taken) = taken {
             chain.finish(taken);
         }

@@ -158,12 +158,15 @@ impl Rig {
         self.set_u16(self.layout.used + 2, idx);
     }
 
-    /// What a fresh device makes of one chain that starts at descriptor 0.
+    /// What a fresh device makes of one chain that starts at descriptor 0, told and collected.
     pub(crate) fn judge(&self, features: RingFeatures) -> Result<Chain, QueueFault> {
         let mut device = self.device(features);
         let mut chain = Chain::new();
+        let mut told = Vec::new();
         self.offer(&[0]);
-        assert!(device.pop(&self.space, &mut chain)?);
+        let each = |access, segment| told.push((access, segment));
+        assert!(device.pop_telling(&self.space, &mut chain, each)?);
+        assert!(chain.segments().eq(told));
         Ok(chain)
     }
 }
