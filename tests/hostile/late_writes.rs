@@ -1,8 +1,8 @@
 //! Memory that changes at the worst moment.
 //!
-//! Attack: At each look-up of an address, when a request has been checked and is about to be used, it
-//! overwrites everything that the device has read of it: the available ring, the descriptors, the
-//! indirect table, and, once a thread has taken over, the header.
+//! Attack: At each look-up of an address, when it has been read and is about to be used, it
+//! overwrites everything that the device has read of the request: the available ring, the descriptors
+//! up to the one that is looked up, the indirect table, and, once a thread has taken over, the header.
 //!
 //! Outcome: Nothing is read a second time: the request is served as it was when it was checked,
 //! inline or by a thread, and its own head is given back (virtio-devices 1.7).
@@ -54,10 +54,19 @@ struct Treacherous {
 }
 
 impl Treacherous {
-    /// Overwrites what has been read by now.
-    fn change(&self, leased: bool) {
+    /// Overwrites what has been read by now, when `addr` is looked up.
+    fn change(&self, addr: u64, leased: bool) {
         let looks = self.looks.replace(self.looks.get() + 1);
-        self.fill(AREA, TABLE - AREA);
+        // A chain in the ring may be looked up while it is walked: what comes later is unread.
+        let parts = [HEADER, DATA, STATUS];
+        let unread = if self.indirect || leased {
+            0
+        } else {
+            parts.iter().filter(|part| **part > addr).count() as u64
+        };
+        let end = AREA + 16 * (u64::from(HEAD) + parts.len() as u64);
+        self.fill(AREA, end - 16 * unread - AREA);
+        self.fill(end, TABLE - end);
         if !self.indirect || looks > 0 {
             self.fill(TABLE, HEADER - TABLE);
         }
@@ -106,7 +115,7 @@ impl AddressSpace for Treacherous {
         len: u32,
         access: Access,
     ) -> Result<GuestRange<'_>, TranslateError> {
-        self.change(false);
+        self.change(addr, false);
         self.memory.translate(addr, len, access)
     }
 
@@ -116,7 +125,7 @@ impl AddressSpace for Treacherous {
         len: u32,
         access: Access,
     ) -> Result<LeasedRange, TranslateError> {
-        self.change(true);
+        self.change(addr, true);
         self.memory.translate_leased(addr, len, access)
     }
 }

@@ -234,8 +234,10 @@ impl Buffer {
     fn borrow_from(&mut self, source: &dyn Transient) {
         let Self { chain, loan } = self;
         loan.clear();
-        let mut segments = chain.readable().iter().chain(chain.writable());
-        if segments.any(|segment| source.names(segment.addr)) {
+        if chain
+            .segments()
+            .any(|(_, segment)| source.names(segment.addr))
+        {
             chain.readdress(|segment, access| loan.add(segment.addr, segment.len, access));
         }
     }
@@ -425,7 +427,7 @@ mod tests {
             self.queues.resume();
             let queue = self.queues.get_mut(0).unwrap();
             while queue.is_ready() {
-                if queue.pop(&self.space, &mut self.chain, &mut self.out) {
+                if queue.pop(&self.space, &mut self.chain, &mut self.out, |_, _| {}) {
                     heads.push(self.chain.head());
                 }
             }
@@ -478,6 +480,27 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_that_needs_no_loan_is_told_where_it_stands() {
+        let mut rig = Rig::new(1, 8);
+        let standing = Segment {
+            addr: RING + 1024,
+            len: 8,
+        };
+        rig.driver.add(&[standing], &[standing]).unwrap();
+        rig.driver.publish();
+        let queue = rig.queues.get_mut(0).unwrap();
+        let mut told = Vec::new();
+        for expected in [
+            &[][..],
+            &[(Access::Read, standing), (Access::Write, standing)],
+        ] {
+            let each = |access, segment| told.push((access, segment));
+            assert!(queue.pop(&rig.space, &mut rig.chain, &mut rig.out, each));
+            assert_eq!(told, expected);
+        }
+    }
+
+    #[test]
     fn without_room_buffers_wait_and_are_served_later() {
         let mut rig = Rig::new(2, 1);
         let first = rig.take();
@@ -495,7 +518,7 @@ mod tests {
     fn a_queue_that_stops_gives_back_what_nobody_saw() {
         let mut rig = Rig::new(2, 8);
         let queue = rig.queues.get_mut(0).unwrap();
-        assert!(queue.pop(&rig.space, &mut rig.chain, &mut rig.out));
+        assert!(queue.pop(&rig.space, &mut rig.chain, &mut rig.out, |_, _| {}));
         assert_eq!(rig.state(|state| state.lent), 2);
         rig.queues.stop(0);
         assert_eq!(rig.state(|state| state.lent), 1);

@@ -1,8 +1,8 @@
 //! The queues of a device while they run: what is ready, what is in flight, what the driver has
 //! yet to be told. The same for every device; what a buffer means is the device's business.
 
-use guest_memory::AddressSpace;
-use virtqueue::{Chain, DeviceQueue, QueueFault};
+use guest_memory::{Access, AddressSpace};
+use virtqueue::{Chain, DeviceQueue, QueueFault, Segment};
 
 use crate::borrowed::{Borrowed, Took};
 use crate::model::{DeviceEvent, ResetReason};
@@ -163,16 +163,27 @@ impl RunningQueue {
     }
 
     /// Takes a buffer into `chain`; false: there is none now. Each one taken is given back.
+    ///
+    /// `each` is told of its segments as [`DeviceQueue::pop_each`] does, but not if its memory was
+    /// lent: see [`RunningQueue::loan`].
+    #[inline]
     pub(crate) fn pop(
         &mut self,
         space: &dyn AddressSpace,
         chain: &mut Chain,
         out: &mut Vec<DeviceEvent>,
+        mut each: impl FnMut(Access, Segment),
     ) -> bool {
         if self.borrowed.is_some() {
-            return self.pop_borrowed(space, chain, out);
+            let taken = self.pop_borrowed(space, chain, out);
+            if taken && self.loan(chain.head()).is_none() {
+                for (access, segment) in chain.segments() {
+                    each(access, segment);
+                }
+            }
+            return taken;
         }
-        match self.ring.pop(space, chain) {
+        match self.ring.pop_telling(space, chain, each) {
             Ok(true) => {
                 self.in_flight += 1;
                 return true;

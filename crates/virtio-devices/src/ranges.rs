@@ -2,8 +2,8 @@
 //! (fact sheet section 1.2: framing carries no meaning).
 
 use arrayvec::ArrayVec;
-use guest_memory::{Access, AddressSpace, Cursor, GuestRange, MAX_IOVECS};
-use virtqueue::{Chain, Segment};
+use guest_memory::{Access, Cursor, GuestRange, MAX_IOVECS};
+use virtqueue::Segment;
 
 /// Descriptors of one request: what one system call takes, and far above the 128 that our
 /// `seg_max` leads to.
@@ -14,6 +14,8 @@ pub(crate) const RANGES_MAX: usize = MAX_IOVECS;
 pub(crate) struct Ranges<'a> {
     all: ArrayVec<GuestRange<'a>, RANGES_MAX>,
     readable: usize,
+    /// A descriptor is missing.
+    spoiled: bool,
 }
 
 /// The request names memory that is not shared (for this access), or too many pieces of it.
@@ -21,46 +23,32 @@ pub(crate) struct Ranges<'a> {
 pub(crate) struct Unreachable;
 
 impl<'a> Ranges<'a> {
-    /// Looks up every descriptor, the readable ones first. One bad one spoils the request.
-    pub(crate) fn translate(
-        &mut self,
-        memory: &mut Cursor<'a>,
-        chain: &Chain,
-    ) -> Result<(), Unreachable> {
-        self.add(memory, chain.readable(), Access::Read)?;
-        self.readable = self.all.len();
-        self.add(memory, chain.writable(), Access::Write)
+    /// Forgets all of them: the next request begins.
+    pub(crate) fn clear(&mut self) {
+        self.all.clear();
+        self.readable = 0;
+        self.spoiled = false;
     }
 
-    /// Looks up the writable descriptors alone.
-    pub(crate) fn translate_writable(
-        &mut self,
-        space: &'a dyn AddressSpace,
-        chain: &Chain,
-    ) -> Result<(), Unreachable> {
-        self.add(&mut Cursor::new(space), chain.writable(), Access::Write)
+    /// Looks another descriptor up, all readable ones first. One bad one spoils the request.
+    #[inline]
+    pub(crate) fn add(&mut self, memory: &mut Cursor<'a>, access: Access, segment: Segment) {
+        let range = memory.translate(segment.addr, segment.len, access);
+        let added = range.is_ok_and(|range| self.all.try_push(range).is_ok());
+        self.readable += usize::from(access == Access::Read);
+        self.spoiled |= !added;
     }
 
-    fn add(
+    /// The readable and the writable ranges, if all descriptors could be looked up.
+    pub(crate) fn split(
         &mut self,
-        memory: &mut Cursor<'a>,
-        segments: &[Segment],
-        access: Access,
-    ) -> Result<(), Unreachable> {
-        for segment in segments {
-            let range = memory
-                .translate(segment.addr, segment.len, access)
-                .map_err(|_| Unreachable)?;
-            self.all.try_push(range).map_err(|_| Unreachable)?;
+    ) -> Result<(&mut [GuestRange<'a>], &mut [GuestRange<'a>]), Unreachable> {
+        if self.spoiled {
+            return Err(Unreachable);
         }
-        Ok(())
-    }
-
-    /// The readable and the writable ranges.
-    pub(crate) fn split(&mut self) -> (&mut [GuestRange<'a>], &mut [GuestRange<'a>]) {
         self.all
             .split_at_mut_checked(self.readable)
-            .unwrap_or_default()
+            .ok_or(Unreachable)
     }
 }
 
@@ -166,7 +154,7 @@ pub(crate) fn put_last(range: GuestRange<'_>, byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use guest_memory::Area;
+    use guest_memory::{Area, FlatSpace};
     use proptest::prelude::*;
 
     /// Ranges of these lengths over the bytes 0, 1, 2 …, in an order that is not theirs in memory.
@@ -223,6 +211,42 @@ mod tests {
             let fresh = vec![0xaa; usize::try_from(count).unwrap()];
             prop_assert_eq!(scatter(part, &fresh), (end - start) as u64);
             prop_assert_eq!(contents(part), &fresh[..end - start]);
+        }
+    }
+
+    #[test]
+    fn one_bad_descriptor_spoils_its_request_and_no_other() {
+        let area = Area::anonymous(4096).unwrap();
+        let space = FlatSpace::new(0, &area);
+        let mut memory = Cursor::new(&space);
+        let mut ranges = Ranges::default();
+        let good = Segment { addr: 64, len: 16 };
+        let bad = Segment {
+            addr: 4095,
+            len: 16,
+        };
+        for (readable, writable, fine) in [
+            (&[good][..], &[good, good][..], true),
+            (&[bad], &[good, good], false),
+            (&[good], &[bad, good], false),
+            (&[], &[good], true),
+            (&[good], &[good; RANGES_MAX - 1], true),
+            (&[good], &[good; RANGES_MAX], false),
+            (&[good; RANGES_MAX + 1], &[good], false),
+            (&[good], &[], true),
+        ] {
+            ranges.clear();
+            for segment in readable {
+                ranges.add(&mut memory, Access::Read, *segment);
+            }
+            for segment in writable {
+                ranges.add(&mut memory, Access::Write, *segment);
+            }
+            let lens = ranges
+                .split()
+                .map(|(read, write)| (read.len(), write.len()));
+            let expected = fine.then_some((readable.len(), writable.len()));
+            assert_eq!(lens.ok(), expected);
         }
     }
 

@@ -12,13 +12,14 @@ use super::error::BlkError;
 use super::image::{self, Geometry};
 use super::offer::{self, CAPACITY, F_CONFIG_WCE, F_FLUSH, WRITEBACK};
 use super::request::Status;
-use super::serve::{Ended, Served, Server, Terms};
+use super::serve::{Ended, NoStatus, Served, Server, Terms};
 use super::storage::Storage;
 use crate::engine::{Engine, EngineKind};
 use crate::model::{
     ConfigWrite, DeviceDescription, DeviceEvent, DeviceModel, Progress, ResetReason,
 };
 use crate::queue::{Queues, RunningQueue};
+use crate::ranges::Ranges;
 
 /// Requests of one queue before the next one has its turn, and before their used entries are
 /// published together.
@@ -272,19 +273,21 @@ impl Turn<'_> {
     fn serve(self, queue: &mut RunningQueue, out: &mut Vec<DeviceEvent>) -> usize {
         let mut looks = 0;
         let mut memory = Cursor::new(self.space);
+        let mut ranges = Ranges::default();
         queue.begin_turn(self.space);
         while looks < self.limit && queue.is_ready() && self.server.has_room() {
             looks += 1;
-            if !queue.pop(self.space, self.chain, out) {
+            ranges.clear();
+            let look_up = |access, segment| ranges.add(&mut memory, access, segment);
+            if !queue.pop(self.space, self.chain, out, look_up) {
                 continue;
             }
             let head = self.chain.head();
             let served = match queue.loan(head) {
-                Some(loan) => {
-                    let memory = &mut Cursor::new(loan);
-                    self.server.serve(memory, self.chain, self.terms)
-                }
-                None => self.server.serve(&mut memory, self.chain, self.terms),
+                Some(loan) => serve_lent(self.server, loan, self.chain, self.terms),
+                None => self
+                    .server
+                    .serve(&mut memory, self.chain, &mut ranges, self.terms),
             };
             match served {
                 Ok(Served::Used(len)) => queue.give_back(head, len, out),
@@ -302,4 +305,20 @@ impl Turn<'_> {
         queue.publish(out);
         looks
     }
+}
+
+/// Serves a request whose memory was lent. Out of line: its ranges take much of the stack.
+#[inline(never)]
+fn serve_lent(
+    server: &mut Server,
+    loan: &dyn AddressSpace,
+    chain: &Chain,
+    terms: Terms,
+) -> Result<Served, NoStatus> {
+    let mut memory = Cursor::new(loan);
+    let mut ranges = Ranges::default();
+    for (access, segment) in chain.segments() {
+        ranges.add(&mut memory, access, segment);
+    }
+    server.serve(&mut memory, chain, &mut ranges, terms)
 }

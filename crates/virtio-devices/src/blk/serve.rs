@@ -125,11 +125,12 @@ impl Server {
         self.waits.engine()
     }
 
-    /// Serves one request of `queue`, by the table of section 4.3.
+    /// Serves one request by the table of section 4.3: `chain`, whose descriptors are at `ranges`.
     pub(super) fn serve(
         &mut self,
         memory: &mut Cursor<'_>,
         chain: &Chain,
+        ranges: &mut Ranges<'_>,
         terms: Terms,
     ) -> Result<Served, NoStatus> {
         let refused = chain.refusal();
@@ -144,16 +145,14 @@ impl Server {
             );
             return Ok(Served::Used(0));
         };
-        let mut ranges = Ranges::default();
-        if refused.is_some() || ranges.translate(memory, chain).is_err() {
+        let (Ok((readable, writable)), None) = (ranges.split(), refused) else {
             // The status byte may be reachable even so.
             let last = chain.writable().last().ok_or(NoStatus)?;
             let last = memory
                 .translate(last.addr, last.len, Access::Write)
                 .map_err(|_| NoStatus)?;
             return answer(last, Status::IoErr, 0, data_in);
-        }
-        let (readable, writable) = ranges.split();
+        };
         let last = *writable.last().ok_or(NoStatus)?;
         let request = match self.parse(chain, readable, data_in, terms.features) {
             Ok(request) => request,

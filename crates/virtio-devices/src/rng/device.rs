@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use guest_memory::AddressSpace;
+use guest_memory::{Access, AddressSpace, Cursor};
 use virtqueue::{Chain, DeviceQueue};
 
 use super::rate::Rate;
@@ -107,7 +107,7 @@ impl DeviceModel for Rng {
             let mut looks = 0;
             while looks < budget && queue.is_ready() && self.source.may_give() {
                 looks += 1;
-                if queue.pop(space, &mut self.chain, out) {
+                if queue.pop(space, &mut self.chain, out, |_, _| {}) {
                     let head = self.chain.head();
                     let written = self
                         .source
@@ -147,11 +147,14 @@ impl Source {
     /// Fills the chain's writable elements from the front, as far as the rate allows; answers how
     /// many bytes it wrote.
     fn fill(&mut self, space: &dyn AddressSpace, chain: &Chain) -> u32 {
+        let mut memory = Cursor::new(space);
         let mut ranges = Ranges::default();
-        if chain.refusal().is_some() || ranges.translate_writable(space, chain).is_err() {
-            return 0;
+        for segment in chain.writable() {
+            ranges.add(&mut memory, Access::Write, *segment);
         }
-        let (_, writable) = ranges.split();
+        let (Ok((_, writable)), None) = (ranges.split(), chain.refusal()) else {
+            return 0;
+        };
         let mut piece = [0; PIECE];
         let mut written = 0;
         for range in take(writable, self.rate.left() as u64) {
