@@ -373,6 +373,18 @@ fn r37_the_size_is_noticed_at_a_flush_and_at_the_end_of_a_file_that_shrank() {
     assert_eq!(changes(&rig.events), [(0, 4u64.to_le_bytes().to_vec())]);
 }
 
+/// On a file system that is slow to tell a size, a guest that flushes would hold up everybody.
+#[test]
+fn a_flush_has_no_size_looked_at_by_the_thread_that_serves_all() {
+    let (disk, mut rig) = rig(F_FLUSH);
+    disk.state().sized_by.clear();
+    assert_eq!(rig.ask(FLUSH, 0, None, None), (OK, 1));
+    rig.poll(64);
+    let sized_by = disk.state().sized_by.clone();
+    assert!(!sized_by.is_empty(), "nobody looked");
+    assert!(!sized_by.contains(&std::thread::current().id()));
+}
+
 /// The status after a driver has asked for FEATURES_OK with these bits.
 fn negotiate(device: &mut DeviceSide, features: u128) -> Status {
     let requests = [

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{self, ThreadId};
 
 use guest_memory::{Access, AddressSpace, Area, FlatSpace, GuestRange};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -332,6 +333,8 @@ pub(super) struct DiskState {
     pub(super) is_cached: bool,
     pub(super) erase_error: Option<Errno>,
     pub(super) log: Vec<Call>,
+    /// The threads that looked at its size.
+    pub(super) sized_by: Vec<ThreadId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -507,6 +510,7 @@ impl Storage for Disk {
     }
 
     fn bytes(&self) -> io::Result<u64> {
+        self.state().sized_by.push(thread::current().id());
         Ok(self.state().bytes.len() as u64)
     }
 
