@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use guest_memory::{Access, AddressSpace, Area, FlatSpace};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tempfile::TempDir;
@@ -20,7 +20,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use xen_types::PAGE_SIZE;
 
-use crate::blk_queue::{BlkQueue, Disk};
+use crate::blk_queue::{BlkQueue, Disk, Operation, drive};
 
 const PROGRAM: &str = "qemu-storage-daemon";
 /// Debian's package.
@@ -70,23 +70,22 @@ struct Daemon {
 }
 
 impl QsdDisk {
-    /// Starts a daemon that exports `image` read-only; `None` if there is none on this machine, with
-    /// what to do about it.
+    /// Starts a daemon that exports `image` read-only.
+    ///
+    /// # Errors
+    /// There is none on this machine, which says what to do about it, or it does not serve.
     pub(crate) fn start(
         image: &Path,
         aio: Aio,
         depth: u16,
         request_bytes: u32,
-    ) -> anyhow::Result<Result<Self, String>> {
-        let Some(daemon) = Daemon::start(image, aio)? else {
-            let why = format!("{PROGRAM} is not installed; on Debian: apt install {PACKAGE}");
-            return Ok(Err(why));
-        };
-        let mut frontend = daemon.connect()?;
+    ) -> anyhow::Result<Self> {
+        let mut daemon = Daemon::start(image, aio)?;
+        let mut frontend = daemon.connect(LIMIT)?;
         frontend.set_owner()?;
         let wanted = INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES | VERSION_1;
         let features = frontend.get_features()? & wanted;
-        ensure!(features & VERSION_1 != 0, "{PROGRAM} offers no virtio 1");
+        ensure!(features & VERSION_1 != 0, "it offers no virtio 1");
         let protocol = frontend.get_protocol_features()?;
         frontend.set_protocol_features(
             protocol & vhost::vhost_user::VhostUserProtocolFeatures::CONFIG,
@@ -131,7 +130,7 @@ impl QsdDisk {
         frontend.set_vring_call(0, &call)?;
         frontend.set_vring_kick(0, &kick)?;
         frontend.set_vring_enable(0, true)?;
-        Ok(Ok(Self {
+        let mut disk = Self {
             queue,
             space,
             kick,
@@ -139,7 +138,10 @@ impl QsdDisk {
             called,
             _frontend: frontend,
             _daemon: daemon,
-        }))
+        };
+        // One that takes no request is found here, and not in the middle of a measurement.
+        drive(&mut disk, 1, 1, &mut || Operation::GetId)?;
+        Ok(disk)
     }
 }
 
@@ -163,14 +165,14 @@ impl Disk for QsdDisk {
         {
             ready = called();
         }
-        ensure!(ready? > 0, "{PROGRAM} does not answer");
+        ensure!(ready? > 0, "{PROGRAM} does not answer a request");
         self.call.read()?;
         Ok(())
     }
 }
 
 impl Daemon {
-    fn start(image: &Path, aio: Aio) -> anyhow::Result<Option<Self>> {
+    fn start(image: &Path, aio: Aio) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("vmsg-bench-").tempdir()?;
         let aio = aio.name();
         let file = format!(
@@ -189,19 +191,27 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         match command.spawn() {
-            Ok(child) => Ok(Some(Self { child, dir })),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).context(PROGRAM),
+            Ok(child) => Ok(Self { child, dir }),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(anyhow!(
+                "it is not installed; on Debian: apt install {PACKAGE}"
+            )),
+            Err(error) => Err(error.into()),
         }
     }
 
-    fn connect(&self) -> anyhow::Result<Frontend> {
-        let deadline = Instant::now() + LIMIT;
+    /// Waits for its socket, as long as it runs.
+    fn connect(&mut self, limit: Duration) -> anyhow::Result<Frontend> {
+        let deadline = Instant::now() + limit;
         loop {
             match Frontend::connect(socket(&self.dir), 1) {
                 Ok(frontend) => return Ok(frontend),
-                Err(error) if Instant::now() > deadline => bail!("{PROGRAM}: {error}"),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error).context("its socket");
+                }
                 Err(_) => std::thread::park_timeout(Duration::from_millis(5)),
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended at once: {status}");
             }
         }
     }
@@ -217,4 +227,30 @@ impl Drop for Daemon {
 
 fn socket(dir: &TempDir) -> std::path::PathBuf {
     dir.path().join("vhost.socket")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn daemon(program: &mut Command) -> Daemon {
+        Daemon {
+            child: program.spawn().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_ends_is_not_waited_for() {
+        let mut ended = daemon(&mut Command::new("false"));
+        let error = ended.connect(LIMIT).err().unwrap();
+        assert!(error.to_string().contains("exit status: 1"), "{error:#}");
+    }
+
+    #[test]
+    fn a_daemon_without_a_socket_is_given_up() {
+        let mut silent = daemon(Command::new("sleep").arg("60"));
+        let error = silent.connect(Duration::from_millis(10)).err().unwrap();
+        assert!(error.to_string().contains("its socket"), "{error:#}");
+    }
 }

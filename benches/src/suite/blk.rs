@@ -194,10 +194,12 @@ pub(super) fn read(context: &mut Context<'_>) -> anyhow::Result<()> {
         }
     }
     for (aio, target) in [(Aio::IoUring, 2.5), (Aio::Threads, 3.5)] {
-        let mut qsd = match QsdDisk::start(&image.path, aio, DEPTH, BLOCK)? {
+        context.rounds.check()?;
+        let mut qsd = match QsdDisk::start(&image.path, aio, DEPTH, BLOCK) {
             Ok(disk) => disk,
-            Err(why) => {
-                context.skip(why);
+            Err(error) => {
+                let aio = aio.name();
+                context.skip(format!("qemu-storage-daemon with {aio}: {error:#}"));
                 continue;
             }
         };
