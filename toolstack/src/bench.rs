@@ -81,10 +81,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Measures, and shows how far it is: by a bar on a terminal, line by line elsewhere.
 fn measure(options: &benches::Options, stop: &AtomicBool) -> anyhow::Result<Vec<Row>> {
-    let total = match options.names.len() {
-        0 => benches::NAMES.len(),
-        named => named,
-    };
+    let wanted = benches::NAMES.iter().filter(|name| options.want(name));
+    let total = wanted.count();
     let bar = progress::steps(total as u64);
     let visible = stderr().is_terminal();
     let measured = benches::run(options, stop, &mut |event| match event {

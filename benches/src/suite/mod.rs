@@ -62,6 +62,14 @@ pub struct Options {
     pub vmsg: Option<PathBuf>,
 }
 
+impl Options {
+    /// Whether the benchmark `name` is to be run, which it is once however often it is named.
+    #[must_use]
+    pub fn want(&self, name: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
+    }
+}
+
 /// What happens while it runs.
 #[derive(Clone, Debug)]
 pub enum Progress {
@@ -116,7 +124,7 @@ pub fn run(
         tell,
     };
     for (name, bench) in SUITE {
-        if !options.names.is_empty() && !options.names.iter().any(|wanted| wanted == name) {
+        if !options.want(name) {
             continue;
         }
         (context.tell)(Progress::Begin(name));
