@@ -1,8 +1,9 @@
 //! `vmsg bench`: the benchmark suite, and what it found as a table, as JSON or for the documentation.
 
-use std::fs::File;
-use std::io::{IsTerminal as _, Write as _, stderr};
-use std::path::PathBuf;
+use std::fs::{self, File, Permissions};
+use std::io::{self, IsTerminal as _, Write as _, stderr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,6 +12,7 @@ use benches::{Conditions, Interrupted, Progress, Row};
 use clap::builder::PossibleValuesParser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
+use tempfile::NamedTempFile;
 
 use crate::{output, progress};
 
@@ -45,10 +47,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         .json
         .as_ref()
         .is_some_and(|path| path.as_os_str() == "-");
-    let mut file = match &options.json {
+    let json = match &options.json {
         Some(path) if !to_stdout => {
-            let file = File::create(path).with_context(|| path.display().to_string())?;
-            Some((file, path))
+            let json = JsonFile::open(path).with_context(|| path.display().to_string())?;
+            Some((json, path))
         }
         _ => None,
     };
@@ -64,9 +66,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         false => error,
     })?;
     let after = Conditions::now();
-    if let Some((file, path)) = &mut file {
-        serde_json::to_writer_pretty(&mut *file, &rows)?;
-        writeln!(file).with_context(|| path.display().to_string())?;
+    if let Some((json, path)) = json {
+        json.write(&rows)
+            .with_context(|| path.display().to_string())?;
     }
     if to_stdout {
         output::print_json(&rows)
@@ -99,4 +101,79 @@ fn measure(options: &benches::Options, stop: &AtomicBool) -> anyhow::Result<Vec<
     });
     bar.finish_and_clear();
     measured
+}
+
+/// Where the figures go: what was there stays until there are new ones.
+enum JsonFile {
+    /// A file beside it, which takes its name at the end.
+    Beside(NamedTempFile, PathBuf),
+    /// A pipe or a device, which nothing can take the name of.
+    Special(File),
+}
+
+impl JsonFile {
+    fn open(path: &Path) -> io::Result<Self> {
+        let mut path = path.to_owned();
+        if fs::exists(&path)? {
+            let there = File::options().write(true).open(&path)?;
+            if !there.metadata()?.is_file() {
+                return Ok(Self::Special(there));
+            }
+            // Of a symbolic link, what it leads to is replaced.
+            path = path.canonicalize()?;
+        }
+        let dir = match path.parent() {
+            Some(dir) if dir != Path::new("") => dir,
+            _ => Path::new("."),
+        };
+        let file = tempfile::Builder::new()
+            .prefix(".vmsg-bench-")
+            // As of any new file, less what the umask takes.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(dir)?;
+        Ok(Self::Beside(file, path))
+    }
+
+    fn write(self, rows: &[Row]) -> anyhow::Result<()> {
+        let mut text = serde_json::to_vec_pretty(rows)?;
+        text.push(b'\n');
+        match self {
+            Self::Beside(mut file, path) => {
+                file.write_all(&text)?;
+                file.persist(path)?;
+            }
+            Self::Special(mut file) => file.write_all(&text)?,
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_existing_result_stays_until_there_is_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("result.json");
+        fs::write(&path, "old").unwrap();
+        drop(JsonFile::open(&path).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        JsonFile::open(&path).unwrap().write(&[]).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "[]\n");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said_before_anything_is_measured() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(JsonFile::open(dir.path()).is_err());
+        assert!(JsonFile::open(&dir.path().join("missing/result.json")).is_err());
+    }
+
+    #[test]
+    fn a_device_is_written_and_not_replaced() {
+        let null = Path::new("/dev/null");
+        assert!(matches!(JsonFile::open(null), Ok(JsonFile::Special(_))));
+    }
 }
