@@ -172,20 +172,21 @@ impl BareGuest {
         self.ask(Request::SetDeviceStatus { status }).map(drop)
     }
 
-    /// Sends the backend events without a message, `count` of them.
-    pub(crate) fn storm(&mut self, count: u64) -> anyhow::Result<()> {
-        for _ in 0..count {
-            self.end.channels.notify(self.end.port)?;
-        }
-        Ok(())
+    /// Sends the backend an event without a message; how many.
+    pub(crate) fn storm(&mut self) -> anyhow::Result<u64> {
+        self.end.channels.notify(self.end.port)?;
+        Ok(1)
     }
 
-    /// Fills the ring with kicks of queue 0, whether it has anything or not.
-    pub(crate) fn flood(&mut self) -> anyhow::Result<()> {
+    /// Fills the ring with kicks of queue 0, whether it has anything or not; how many.
+    pub(crate) fn flood(&mut self) -> anyhow::Result<u64> {
+        let mut kicks = 0;
         while self.end.ring.has_room()? {
             self.send(&kick())?;
+            kicks += 1;
         }
-        self.end.publish()
+        self.end.publish()?;
+        Ok(kicks)
     }
 
     /// Sends a request and sleeps until it was answered; the status, if the answer has one.
