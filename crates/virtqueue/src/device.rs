@@ -153,8 +153,8 @@ impl DeviceQueue {
     /// stopped.
     ///
     /// What `each` was told counts for nothing unless a chain comes out of it, as a chain may turn
-    /// out to be broken behind its first segments. With [`ChainRefusal::TooManyEntries`] segments
-    /// are missing.
+    /// out to be broken behind its first segments. With
+    /// [`TooManyEntries`](crate::ChainRefusal::TooManyEntries) segments are missing.
     ///
     /// # Errors
     /// The driver broke the rules of the ring. Said once; from then on nothing is taken, while

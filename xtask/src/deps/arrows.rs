@@ -63,6 +63,7 @@ const ARROWS: &[(&str, May)] = &[
             "frontend-shim",
             "guest-memory",
             "tests",
+            "virtio-devices",
             "virtqueue",
             "xen-bus",
             "xen-types",
